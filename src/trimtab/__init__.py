@@ -1,0 +1,83 @@
+"""trimtab: find the small part of a language model that carries a behaviour, change only that, show what it cost.
+
+    import trimtab
+
+    lm = trimtab.load("smollm2-135m-instruct")
+    run = lm.run("The capital of France is", read=["L*.resid_post@-1"])
+
+The names below are imported when they are first used, so that `import trimtab` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trimtab.model.lm import LM
+    from trimtab.model.load import load
+    from trimtab.model.prompts import Prompts
+    from trimtab.model.run import Run
+    from trimtab.values.edit import Edit, Intervention, Ref
+    from trimtab.values.outcome import Outcome
+    from trimtab.values.provenance import Provenance
+    from trimtab.values.scope import Scope
+    from trimtab.values.scores import Scores
+    from trimtab.values.site import Edge, Selection, Site
+    from trimtab.values.span import Span
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LM",
+    "Edge",
+    "Edit",
+    "Intervention",
+    "Outcome",
+    "Prompts",
+    "Provenance",
+    "Ref",
+    "Run",
+    "Scope",
+    "Scores",
+    "Selection",
+    "Site",
+    "Span",
+    "__version__",
+    "load",
+]
+
+_HOME = {
+    "LM": "model.lm",
+    "Edge": "values.site",
+    "Edit": "values.edit",
+    "Intervention": "values.edit",
+    "Outcome": "values.outcome",
+    "Prompts": "model.prompts",
+    "Provenance": "values.provenance",
+    "Ref": "values.edit",
+    "Run": "model.run",
+    "Scope": "values.scope",
+    "Scores": "values.scores",
+    "Selection": "values.site",
+    "Site": "values.site",
+    "Span": "values.span",
+    "load": "model.load",
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _HOME:
+        value = getattr(import_module(f"trimtab.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name.startswith("__"):
+        raise AttributeError(f"module 'trimtab' has no attribute {name!r}")
+    from trimtab.errors import nearest
+
+    raise AttributeError(f"module 'trimtab' has no attribute {name!r}{nearest(name, __all__)}", name=name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

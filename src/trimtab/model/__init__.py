@@ -1,0 +1,1 @@
+"""The only room that touches Hugging Face modules or registers a hook."""

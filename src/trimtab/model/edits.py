@@ -1,0 +1,415 @@
+"""Edits compiled against prompts: the pure functions behind each operation, and the weights of rows and positions.
+
+At a site, x becomes where(w != 0, x + w·(op(x) − x), x): exactly x where nothing applies, exactly op(x) where w is one.
+The weight w (batch pos) is strength × scope × rows × condition. This file knows tensors and frames; it does not know
+where in a model a site is, nor who calls it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.errors import EditError
+from trimtab.model.frame import Frame
+from trimtab.model.prompts import Prompts
+from trimtab.model.protocols import Dictionary
+from trimtab.values.edit import Affine, Bounds, Condition, Edit, Noise, Probe, Ref, Rotation
+from trimtab.values.scope import Scope
+from trimtab.values.site import Site
+
+Op = Callable[[Tensor, Tensor | None, Frame], Tensor]
+"""(x: batch pos unit …, w: batch pos 1 … or None for one, frame) -> edited x."""
+
+
+class Source(Protocol):
+    """What an edit needs of another run: its prompts and its activations at a site (batch pos …)."""
+
+    @property
+    def prompts(self) -> Prompts: ...
+
+    def whole(self, site: Site) -> Tensor: ...
+
+
+def blend(x: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
+    """x where w is 0, y where w is 1, x + w·(y − x) between; w None is one everywhere."""
+    if w is None:
+        return y
+    if w.dtype == torch.bool:
+        return torch.where(w, y, x)
+    return torch.where(w == 0, x, torch.where(w == 1, y, x + w * (y - x)))
+
+
+@dataclass
+class Weight:
+    """The weight of an edit at each row and column.
+
+    `table` (rows width) covers the prompt: booleans when every weight is 0 or 1. `scale` (rows) is the strength, needed
+    again for columns beyond the prompt. `everywhere` marks strength one, every row, every position.
+    """
+
+    scope: Scope
+    table: Tensor
+    scale: Tensor
+    everywhere: bool
+    condition: Condition | None
+
+    def __call__(self, frame: Frame) -> Tensor | None:
+        """(batch pos), or None for one everywhere."""
+        if self.everywhere and self.condition is None:
+            return None
+        width = frame.prompts.width
+        parts = []
+        if frame.start < width:
+            parts.append(frame.of_rows(self.table[:, frame.start : min(frame.stop, width)]))
+        if frame.stop > width:
+            start = max(frame.start, width)
+            ids = None if frame.ids is None else frame.ids[:, start : frame.stop]
+            covered = frame.prompts.columns(self.scope, start, frame.stop, ids=ids) if frame.rows is None else None
+            assert covered is not None, "generated columns are only seen in whole batches"
+            parts.append(covered if self.table.dtype == torch.bool else covered * self.scale[:, None])
+        w = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        if self.condition is None:
+            return w
+        decided = frame.of_rows(frame.held[self.condition])[:, None]
+        return w & decided if w.dtype == torch.bool else w * decided
+
+
+@dataclass
+class Compiled:
+    """An edit ready to be applied to the tensor of its site, again and again, whatever frame is shown."""
+
+    edit: Edit
+    site: Site
+    index: Tensor | slice | None
+    weight: Weight
+    op: Op
+
+    def apply(self, x: Tensor, frame: Frame) -> Tensor:
+        """The edited tensor (batch pos unit …)."""
+        if self.index is None:
+            return self._part(x, frame)
+        out = x.clone()
+        out[:, :, self.index] = self._part(x[:, :, self.index], frame)
+        return out
+
+    def moved(self, x: Tensor, frame: Frame) -> Tensor:
+        """(batch pos) where this edit changes the tensor at all."""
+        part = x if self.index is None else x[:, :, self.index]
+        return (self._part(part, frame) != part).flatten(2).any(-1)
+
+    def _part(self, part: Tensor, frame: Frame) -> Tensor:
+        w = self.weight(frame)
+        if w is not None:
+            w = w.to(part.device)
+            w = (w if w.dtype == torch.bool else w.to(part.dtype)).view(*w.shape, *[1] * (part.ndim - 2))
+        return self.op(part, w, frame)
+
+
+@dataclass
+class Compiler:
+    """Turns edits into compiled ones for given prompts, runs and dictionaries.
+
+    `sizes(site)` is the shape after `batch pos` of the site's tensor.
+    """
+
+    prompts: Prompts
+    runs: Mapping[str, Source]
+    dictionaries: Mapping[str, Dictionary]
+    device: torch.device
+    dtype: torch.dtype
+    shape: Callable[[Site], tuple[int, ...]]
+    resolve: Callable[[Site], Site]
+
+    def __call__(self, edit: Edit) -> Compiled | None:
+        """The compiled edit, or None when it can change nothing (strength zero)."""
+        site = self.resolve(edit.site)
+        weight = self.weigh(edit)
+        if weight is None:
+            return None
+        if edit.when is not None and self.resolve(edit.when.site).depth >= site.depth:
+            raise EditError(
+                f"{edit}: the condition reads {edit.when.site}, which is computed after {site}; choose an earlier site for "
+                "the condition, or read it in a first run and pass rows="
+            )
+        index = _index(site, self.device)
+        if site.view is None:
+            return Compiled(edit, site, index, weight, self.operation(edit, site))
+        return Compiled(edit, site.base, None, weight, self._through_dictionary(edit, site, index))
+
+    def weigh(self, edit: Edit) -> Weight | None:
+        n = self.prompts.batch
+        strength = torch.as_tensor(edit.strength, dtype=torch.float64)
+        if strength.ndim and len(strength) != n:
+            raise EditError(f"{edit}: {len(strength)} strengths for {n} rows; give one number, or one for each row")
+        scale = strength.expand(n).clone()
+        if edit.rows is not None:
+            bad = [row for row in edit.rows if not 0 <= row < n]
+            if bad:
+                raise EditError(f"{edit}: row {bad[0]} is out of range; the prompts have rows 0 to {n - 1}")
+            chosen = torch.zeros(n, dtype=torch.bool)
+            chosen[list(edit.rows)] = True
+            scale = torch.where(chosen, scale, 0.0)
+        if not bool((scale != 0).any()):
+            return None
+        everywhere = edit.where.kind == "all" and bool((scale == 1).all())
+        covered = self.prompts.columns(edit.where).cpu()
+        table = covered & (scale == 1)[:, None] if bool(((scale == 0) | (scale == 1)).all()) else covered * scale[:, None]
+        return Weight(edit.where, table.to(self.device), scale.to(self.device), everywhere, edit.when)
+
+    def operation(self, edit: Edit, site: Site) -> Op:
+        value = edit.value
+        match edit.op, value:
+            case "set", Ref():
+                return _set(self._from_run(edit, site, value))
+            case "add", Ref():
+                return _add(self._from_run(edit, site, value))
+            case "set", float() | int() | np.ndarray():
+                return _set(self._placed(edit, site, value))
+            case "add", float() | int() | np.ndarray():
+                return _add(self._placed(edit, site, value))
+            case "scale", float() | int() | np.ndarray():
+                factor = self._placed(edit, site, value)
+                return lambda x, w, frame: blend(x, x * factor(x, frame), w)
+            case "clamp", Bounds():
+                return lambda x, w, frame: blend(x, x.clamp(value.low, value.high), w)
+            case "rotate", Rotation():
+                return self._rotate(edit, site, value)
+            case "affine", Affine():
+                return self._affine(edit, site, value)
+            case "noise", Noise():
+                return _add(self._noise(site, value))
+            case "gradient", Probe():
+                return self._gradient(edit, site, value)
+        raise EditError(f"{edit}: {edit.op} does not take a value of type {type(value).__name__}")
+
+    # Values ------------------------------------------------------------------------------------------------------------
+
+    def tensor(self, array: np.ndarray | float) -> Tensor:
+        return torch.as_tensor(np.array(array), dtype=self.dtype, device=self.device)
+
+    def _unit_shape(self, site: Site) -> tuple[int, ...]:
+        shape = self.shape(site)
+        return shape if site.index is None else (len(site.index), *shape[1:])
+
+    def _placed(self, edit: Edit, site: Site, value: np.ndarray | float) -> Callable[[Tensor, Frame], Tensor]:
+        """A value that fits the site's units, one row each, or rows and positions."""
+        tensor, shape = self.tensor(value), self._unit_shape(site)
+        n, width = self.prompts.batch, self.prompts.width
+        full = tensor.ndim == len(shape) + 2 and tensor.shape[0] in (1, n) and tensor.shape[1] in (1, width)
+        rows = tensor.ndim == len(shape) + 1 and tensor.shape[0] in (1, n)
+        core = tensor.shape[2:] if full else tensor.shape[1:] if rows else tensor.shape
+        if len(core) > len(shape) or any(a not in (1, b) for a, b in zip(core[::-1], shape[::-1], strict=False)):
+            raise EditError(
+                f"{edit}: value must have a shape that fits {site}, {_form(shape)} (or with batch, or batch and pos, in front: "
+                f"{_form((n, width, *shape))}); got {_form(tuple(tensor.shape))}"
+            )
+        if full:
+            return lambda x, frame: _window(tensor, frame).to(x.device, x.dtype)
+        if rows:
+            return lambda x, frame: _rows(tensor, frame).unsqueeze(1).to(x.device, x.dtype)
+        return lambda x, frame: tensor.to(x.device, x.dtype)
+
+    def _from_run(self, edit: Edit, site: Site, ref: Ref) -> Callable[[Tensor, Frame], Tensor]:
+        """Another run's activations, moved to the columns that this edit covers."""
+        if ref.run not in self.runs:
+            have = ", ".join(sorted(self.runs)) or "none"
+            raise EditError(f'{edit}: no run named "{ref.run}" was given (runs: {have}); pass runs={{"{ref.run}": run}}')
+        source = self.runs[ref.run]
+        origin = self.resolve(ref.site) if ref.site is not None else site
+        values = source.whole(origin.whole)
+        if origin.index is not None:
+            values = values[:, :, torch.as_tensor(origin.index, device=values.device)]
+        shape = self._unit_shape(site)
+        if tuple(values.shape[2:]) != shape and site.name not in ("scores", "pattern"):
+            raise EditError(f"{edit}: {origin} has units {_form(tuple(values.shape[2:]))}, {site} has {_form(shape)}")
+        if len(values) not in (1, self.prompts.batch):
+            raise EditError(f'{edit}: run "{ref.run}" has {len(values)} rows, the prompts have {self.prompts.batch}')
+        values = self._aligned(edit, ref, source.prompts, values)
+        return lambda x, frame: _window(values, frame).to(x.device, x.dtype)
+
+    def _aligned(self, edit: Edit, ref: Ref, origin: Prompts, values: Tensor) -> Tensor:
+        """Values (rows pos …) with each row's source positions moved to its target columns."""
+        mine = self.prompts.positions(edit.where)
+        theirs = origin.positions(ref.at or edit.where)
+        if len(theirs) == 1:
+            theirs = theirs * len(mine)
+        if mine == theirs and values.shape[1] == self.prompts.width:
+            return values
+        out = values.new_zeros(len(mine), self.prompts.width, *values.shape[2:])
+        for row, (to, at) in enumerate(zip(mine, theirs, strict=True)):
+            if len(at) not in (1, len(to)):
+                raise EditError(
+                    f'{edit}: row {row} has {len(to)} positions to set and run "{ref.run}" has {len(at)} there; '
+                    "compare prompts of different length by a span that has the same number of tokens, or by one position"
+                )
+            if to:
+                out[row, to] = values[row if len(values) > 1 else 0, at]
+        return out
+
+    def _noise(self, site: Site, noise: Noise) -> Callable[[Tensor, Frame], Tensor]:
+        """Gaussian noise that depends on the seed, the row and the column alone, so not on batching or caching."""
+        shape = self._unit_shape(site)
+        columns: dict[int, Tensor] = {}
+
+        def column(c: int) -> Tensor:
+            if c not in columns:
+                generator = torch.Generator().manual_seed(noise.seed * 1_000_003 + c)
+                columns[c] = torch.randn(self.prompts.batch, *shape, generator=generator, dtype=torch.float64) * noise.sigma
+            return columns[c]
+
+        def draw(x: Tensor, frame: Frame) -> Tensor:
+            drawn = torch.stack([column(c) for c in range(frame.start, frame.stop)], dim=1)
+            return frame.of_rows(drawn).to(x.device, x.dtype)
+
+        return draw
+
+    # Operations that need more than one array ----------------------------------------------------------------------------
+
+    def _last(self, edit: Edit, site: Site, array: np.ndarray, name: str) -> Tensor:
+        width = self._unit_shape(site)[-1]
+        if array.shape[-1] != width:
+            raise EditError(f"{edit}: {name} must have {width} columns, the last axis of {site}; got shape {array.shape}")
+        return self.tensor(array)
+
+    def _rotate(self, edit: Edit, site: Site, value: Rotation) -> Op:
+        b1 = self._last(edit, site, value.b1, "b1")
+        b2 = self._last(edit, site, value.b2, "b2")
+
+        def rotate(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
+            one, two = b1.to(x.device, x.dtype), b2.to(x.device, x.dtype)
+            p, q = x @ one, x @ two
+            angle = torch.atan2(q, p)
+            turn = torch.remainder(value.angle - angle + math.pi, 2 * math.pi) - math.pi
+            if w is not None:
+                turn = turn * w.squeeze(-1)
+            radius, angle = torch.hypot(p, q), angle + turn
+            new_p, new_q = radius * torch.cos(angle), radius * torch.sin(angle)
+            y = x + (new_p - p)[..., None] * one + (new_q - q)[..., None] * two
+            return y if w is None else torch.where(w == 0, x, y)
+
+        return rotate
+
+    def _affine(self, edit: Edit, site: Site, value: Affine) -> Op:
+        a = None if value.A is None else self._last(edit, site, value.A, "A")
+        b = None if value.B is None else self._last(edit, site, value.B, "B")
+        c = None if value.c is None else self._last(edit, site, value.c, "c")
+
+        def affine(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
+            y = x
+            if a is not None and b is not None:
+                y = y + (x @ a.to(x.device, x.dtype).T) @ b.to(x.device, x.dtype)
+            if c is not None:
+                y = y + c.to(x.device, x.dtype)
+            return blend(x, y, w)
+
+        return affine
+
+    def _gradient(self, edit: Edit, site: Site, value: Probe) -> Op:
+        weight, bias = self._last(edit, site, value.weight, "weight"), self.tensor(value.bias)
+
+        def descend(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
+            m, b = weight.to(x.device, x.dtype), bias.to(x.device, x.dtype)
+            p = torch.softmax(x @ m.T + b, dim=-1)
+            wrong = p - torch.nn.functional.one_hot(torch.tensor(value.target), p.shape[-1]).to(p)
+            return blend(x, x - value.step * (wrong @ m), w)
+
+        return descend
+
+    def _through_dictionary(self, edit: Edit, site: Site, index: Tensor | slice | None) -> Op:
+        name = site.dictionary or ""
+        if name not in self.dictionaries:
+            have = ", ".join(sorted(self.dictionaries)) or "none"
+            raise EditError(f'{edit}: no dictionary named "{name}" was given (dictionaries: {have})')
+        dictionary = self.dictionaries[name]
+        inner = self.operation(edit, site)
+
+        def through(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
+            features = dictionary.encode(x)
+            if site.view == "error":
+                missed = x - dictionary.decode(features)
+                new = inner(missed, w, frame)
+                y = x + (new - missed)
+            else:
+                new = features.clone()
+                if index is None:
+                    new = inner(features, w, frame)
+                else:
+                    new[:, :, index] = inner(features[:, :, index], w, frame)
+                y = x + (dictionary.decode(new) - dictionary.decode(features))
+                y = torch.where((new != features).any(-1, keepdim=True), y, x)
+            return y if w is None else torch.where(w == 0, x, y)
+
+        return through
+
+
+def evaluate(condition: Condition, x: Tensor, frame: Frame) -> None:
+    """Decide a condition for each row from its site's tensor (batch pos d), on the prompt; kept in the frame."""
+    if frame.start != 0:
+        return
+    real = frame.real()
+    if condition.site.at is not None:
+        real = real & frame.of_rows(frame.prompts.columns(condition.site.at))[:, : real.shape[1]]
+    real = real.to(x.device)
+    x = x[:, : real.shape[1]]
+    if condition.pool == "mean":
+        state = (x * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+    else:
+        last = (real * torch.arange(1, real.shape[1] + 1, device=x.device)).argmax(1)
+        state = x[torch.arange(len(x), device=x.device), last]
+    direction = torch.as_tensor(np.array(condition.direction), dtype=x.dtype, device=x.device)
+    cosine = torch.nn.functional.cosine_similarity(state, direction[None], dim=-1)
+    frame.held[condition] = cosine > condition.threshold if condition.above else cosine < condition.threshold
+
+
+def _set(value: Callable[[Tensor, Frame], Tensor]) -> Op:
+    def set_to(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
+        v = value(x, frame).expand_as(x)
+        return v.clone() if w is None else blend(x, v, w)  # a model may write into what it is given: never the source itself
+
+    return set_to
+
+
+def _add(value: Callable[[Tensor, Frame], Tensor]) -> Op:
+    def add(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
+        v = value(x, frame)
+        if w is None:
+            return x + v
+        return torch.where(w != 0, x + w * v, x)
+
+    return add
+
+
+def _index(site: Site, device: torch.device) -> Tensor | slice | None:
+    if site.index is None:
+        return None
+    first, last = site.index[0], site.index[-1]
+    if site.index == tuple(range(first, last + 1)):
+        return slice(first, last + 1)
+    return torch.as_tensor(site.index, device=device)
+
+
+def _window(values: Tensor, frame: Frame) -> Tensor:
+    """(rows|1, width|1, …) -> the frame's rows and columns."""
+    rows = values if len(values) == 1 else _rows(values, frame)
+    if rows.shape[1] == 1:
+        return rows
+    part = rows[:, frame.start : frame.stop]
+    if part.shape[1] == frame.length:
+        return part
+    pad = part.new_zeros(len(part), frame.length - part.shape[1], *part.shape[2:])
+    return torch.cat([part, pad], dim=1)  # generated columns, which no edit with a value for each position covers
+
+
+def _rows(values: Tensor, frame: Frame) -> Tensor:
+    return values if len(values) == 1 else frame.of_rows(values)
+
+
+def _form(shape: tuple[int, ...]) -> str:
+    return "(" + " ".join(str(n) for n in shape) + ")"

@@ -1,0 +1,354 @@
+"""LM: a Hugging Face causal language model whose every part has an address.
+
+The model is wrapped and never rewritten: `lm.hf` is the model itself, and outside a call or a `with` block nothing of
+this package is on it. Dictionaries, runs and interventions are passed to a call; an `LM` does not change under your hands.
+An `LM` is used from one thread at a time, as the model under it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trimtab.errors import EditError
+from trimtab.model.anatomy import Anatomy, in_features
+from trimtab.model.edits import Compiled, Compiler, Source, evaluate
+from trimtab.model.frame import Frame
+from trimtab.model.hooks import Hooks, Step
+from trimtab.model.prompts import Prompts
+from trimtab.model.protocols import Dictionary
+from trimtab.model.run import Run, Stop, reader
+from trimtab.model.weights import patched
+from trimtab.values.edit import Condition, Edit, Intervention
+from trimtab.values.site import Selection, Site
+
+Reads = str | Site | Iterable[str | Site]
+Edits = str | Edit | Intervention | Iterable[str | Edit] | None
+Text = str | Sequence[str] | Sequence[Sequence[int]] | Tensor | Prompts
+
+
+class LM:
+    """A language model to read, edit and generate with.
+
+    `hf` is the model, `tokenizer` its tokenizer, `anatomy` its sizes and sites. Made by `trimtab.load`.
+
+    Raises `ModelError` when the architecture is not supported or, with `check`, when an identity of its sites does not hold.
+    """
+
+    def __init__(
+        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, name: str = "", check: bool = True
+    ) -> None:
+        self.hf = hf
+        self.tokenizer = tokenizer
+        self.name = name or hf.config.name_or_path or type(hf).__name__
+        self.anatomy = Anatomy(hf)
+        self.active: list[Intervention] = []
+        self.frame: Frame | None = None
+        self.takes_positions = "position_ids" in inspect.signature(hf.forward).parameters
+        if check:
+            from trimtab.model.identities import check_anatomy
+
+            check_anatomy(self)
+
+    def __repr__(self) -> str:
+        return f"LM({self.name}: {self.anatomy!r}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the token embedding."""
+        return next(self.anatomy.embedding.parameters()).device
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type of activations: that of the embedding's weight."""
+        return next(self.anatomy.embedding.parameters()).dtype
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation that the model is set to."""
+        return str(self.hf.config._attn_implementation)
+
+    # Addresses -----------------------------------------------------------------------------------------------------------
+
+    def prompts(self, source: Text, **options: Any) -> Prompts:
+        """Token ids with mask, positions, spans and policies: `Prompts.of` with this model's tokenizer and device."""
+        if isinstance(source, Prompts) and not options:
+            return source.to(self.device) if source.ids.device != self.device else source
+        return Prompts.of(source, self.tokenizer, device=self.device, **options)
+
+    def sites(self, patterns: Reads) -> list[Site]:
+        """The sites of this model that selections such as `"L10-20.head"` or `"L*.mlp_out"` name."""
+        given = [patterns] if isinstance(patterns, str | Site) else list(patterns)
+        return list(dict.fromkeys(site for pattern in given for site in self.anatomy.sites(pattern)))
+
+    def shape(self, site: Site) -> tuple[int, ...]:
+        """The shape after `batch pos` of a whole site's tensor; attention scores are (head,), with keys to follow."""
+        a, units = self.anatomy, self.anatomy.units(site.base)
+        if site.name in ("head", "q", "k", "v", "rot_q", "rot_k"):
+            return (units, a.d_head)
+        return (units,)
+
+    # Running -------------------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        prompts: Text,
+        read: Reads = (),
+        edit: Edits = None,
+        *,
+        logits: bool = True,
+        runs: Mapping[str, Source] | None = None,
+        dictionaries: Mapping[str, Dictionary] | None = None,
+    ) -> Run:
+        """One forward pass over the prompts.
+
+        `read`: sites or selections to keep. `edit`: what to change on the way. With `logits=False` the pass ends after the
+        last tensor that is read. `runs`: named runs that edits take values from. Without edits the logits are bitwise those
+        of `lm.hf` called with the same ids, mask and position ids.
+
+        >>> import trimtab; lm = trimtab.load("tiny")  # doctest: +SKIP
+        >>> lm.run("The capital of France is", read="L*.resid_post").logits.shape  # doctest: +SKIP
+        torch.Size([1, 5, 49152])
+        """
+        prompts = self.prompts(prompts)
+        dictionaries = dictionaries or {}
+        found: dict[Site, Tensor] = {}
+        sites = self.sites(read)
+        wanted = [s for s in sites if s.name != "logits" or s.view]
+        todo = set(wanted)
+        steps = [reader(site, self.anatomy, prompts, dictionaries, found, todo) for site in wanted]
+        if not logits:
+            steps.append(_stopper(steps, todo))
+        with torch.no_grad(), self.hooked(prompts, edit, runs, dictionaries, steps):
+            try:
+                if todo or logits:
+                    out = self.call(prompts).logits
+                else:
+                    out = None
+            except Stop:
+                out = None
+        edited = bool(self.active) or len(Intervention.of(edit)) > 0
+        return Run(prompts, out if logits else None, {s: found[s] for s in wanted}, edited)
+
+    def call(self, prompts: Prompts, **options: Any) -> Any:
+        """The Hugging Face model on these prompts, with explicit mask and position ids and no cache."""
+        if self.takes_positions:
+            options["position_ids"] = prompts.position_ids
+        return self.hf(input_ids=prompts.ids, attention_mask=prompts.mask, use_cache=False, **options)
+
+    @contextmanager
+    def hooked(
+        self,
+        prompts: Prompts,
+        edit: Edits,
+        runs: Mapping[str, Source] | None,
+        dictionaries: Mapping[str, Dictionary] | None,
+        steps: Sequence[Step] = (),
+    ) -> Iterator[Frame]:
+        """For the length of the block: edits and further steps on the model, weight patches applied, the frame set."""
+        intervention = Intervention.of(edit)
+        changes = edit_steps(self.compile(intervention.edits, prompts, runs, dictionaries), self.anatomy)
+        with ExitStack() as stack:
+            stack.enter_context(patched(self.hf, intervention.patches))
+            frame = stack.enter_context(self.framed(Frame.whole(prompts)))
+            if changes or steps:
+                stack.enter_context(Hooks(self.anatomy, [*changes, *steps], self.current_frame))
+            yield frame
+
+    def compile(
+        self,
+        edits: Iterable[Edit],
+        prompts: Prompts,
+        runs: Mapping[str, Source] | None = None,
+        dictionaries: Mapping[str, Dictionary] | None = None,
+    ) -> list[Compiled]:
+        """Edits made ready for these prompts; those of strength zero are left out. `EditError` where one does not fit."""
+        edits = list(edits)
+        if not edits:
+            return []
+        compiler = self.compiler(prompts, runs, dictionaries)
+        return [compiled for edit in edits if (compiled := compiler(edit)) is not None]
+
+    def compiler(
+        self,
+        prompts: Prompts,
+        runs: Mapping[str, Source] | None = None,
+        dictionaries: Mapping[str, Dictionary] | None = None,
+    ) -> Compiler:
+        """What turns edits into compiled ones for these prompts."""
+        return Compiler(
+            prompts, runs or {}, dictionaries or {}, self.device, self._value_dtype, self.shape, self.anatomy.resolve
+        )
+
+    @property
+    def _value_dtype(self) -> torch.dtype:
+        return self.dtype if self.dtype.is_floating_point and self.dtype.itemsize >= 4 else torch.float32
+
+    @contextmanager
+    def framed(self, frame: Frame) -> Iterator[Frame]:
+        """Sets what the passes inside the block cover."""
+        before, self.frame = self.frame, frame
+        try:
+            yield frame
+        finally:
+            self.frame = before
+
+    def current_frame(self) -> Frame:
+        """What the running pass covers."""
+        assert self.frame is not None, "a hook fired outside a call of this package"
+        return self.frame
+
+    # Staying edited ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def edited(
+        self,
+        edit: Edits,
+        *,
+        runs: Mapping[str, Source] | None = None,
+        dictionaries: Mapping[str, Dictionary] | None = None,
+    ) -> Iterator[LM]:
+        """The model with an intervention on it, for the length of the block: `lm.run`, `lm.generate` and `lm.hf` itself.
+
+        On leaving, also by exception, hooks are gone and patched weights are bitwise what they were.
+        """
+        from trimtab.model.edited import Edited
+
+        intervention = Intervention.of(edit)
+        self.active.append(intervention)
+        try:
+            with patched(self.hf, intervention.patches), Edited(self, intervention.edits, runs, dictionaries):
+                yield self
+        finally:
+            self.active.pop()
+
+    # Generating, gradients, counterfactuals --------------------------------------------------------------------------------
+
+    def generate(self, prompts: Text, edit: Edits = None, **options: Any) -> Any:
+        """Continue prompts, with edits on; see `trimtab.model.generate.generate` for the options."""
+        from trimtab.model.generate import generate
+
+        return generate(self, prompts, edit, **options)
+
+    def stream(self, prompts: Text, edit: Edits = None, **options: Any) -> Any:
+        """Like `generate`, token by token: an iterator over the new piece of text of every row."""
+        from trimtab.model.generate import stream
+
+        return stream(self, prompts, edit, **options)
+
+    def gradients(self, prompts: Text, readout: Any, sites: Reads, **options: Any) -> Any:
+        """Activations and gradients at sites from one forward and one backward; see `trimtab.model.gradient.gradients`."""
+        from trimtab.model.gradient import gradients
+
+        return gradients(self, prompts, readout, sites, **options)
+
+    def counterfactuals(self, prompts: Text, variants: Any, readout: Any, **options: Any) -> Any:
+        """Many edits of one run, computed once; see `trimtab.model.counterfactual.counterfactuals`."""
+        from trimtab.model.counterfactual import counterfactuals
+
+        return counterfactuals(self, prompts, variants, readout, **options)
+
+    def plan(self, prompts: Text, variants: Any, readout: Any, **options: Any) -> Any:
+        """What `counterfactuals` with these arguments would cost, printable; nothing is run."""
+        from trimtab.model.counterfactual import plan
+
+        return plan(self, prompts, variants, readout, **options)
+
+    def harvest(self, texts: Any, sites: Reads, folder: Any, **options: Any) -> Any:
+        """Activations of a data set, streamed to disk; see `trimtab.model.store.harvest`."""
+        from trimtab.model.store import harvest
+
+        return harvest(self, texts, sites, folder, **options)
+
+    # Reading out ---------------------------------------------------------------------------------------------------------
+
+    def final(self, resid: Tensor) -> Tensor:
+        """What the unembedding reads, from the residual stream after the last block (… d_model)."""
+        x = resid if self.anatomy.norm is None else self.anatomy.norm(resid)
+        return x if self.anatomy.project_out is None else self.anatomy.project_out(x)
+
+    def unembed(self, final: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Logits (… vocab), soft cap included, from what the unembedding reads (… d); of some tokens only when given.
+
+        `tokens`: (token) for all, or (batch token) with `final` (batch pos d).
+        """
+        a = self.anatomy
+        if tokens is None:
+            z = a.unembed(final)
+        else:
+            tokens = tokens.to(final.device)
+            z = self._some_logits(final, tokens)
+        if a.logit_cap is not None:
+            z = torch.tanh(z / a.logit_cap) * a.logit_cap
+        return z
+
+    def _some_logits(self, final: Tensor, tokens: Tensor) -> Tensor:
+        weight = getattr(self.anatomy.unembed, "weight", None)
+        plain = type(self.anatomy.unembed) is torch.nn.Linear and weight is not None and weight.is_floating_point()
+        if not plain:
+            z = self.anatomy.unembed(final)
+            at = tokens if tokens.ndim == 1 else tokens[:, None].expand(*z.shape[:2], -1)
+            return z[..., at] if tokens.ndim == 1 else z.gather(-1, at)
+        bias = getattr(self.anatomy.unembed, "bias", None)
+        if tokens.ndim == 1:
+            return torch.nn.functional.linear(final, weight[tokens], None if bias is None else bias[tokens])
+        z = final @ weight[tokens].transpose(-1, -2)
+        return z if bias is None else z + bias[tokens][:, None]
+
+    @property
+    def parameters_count(self) -> int:
+        return sum(p.numel() for p in self.hf.parameters())
+
+    @property
+    def d_final(self) -> int:
+        return in_features(self.anatomy.unembed)
+
+
+def edit_steps(compiled: Iterable[Compiled], anatomy: Anatomy) -> list[Step]:
+    """Compiled edits as steps, with a step before them for each condition that they wait for."""
+    steps: list[Step] = []
+    seen: set[Condition] = set()
+    for edit in compiled:
+        when = edit.weight.condition
+        if when is not None and when not in seen:
+            seen.add(when)
+            steps.append(_condition_step(when, anatomy))
+        steps.append(Step(edit.site.whole, change=edit.apply))
+    return steps
+
+
+def _condition_step(condition: Condition, anatomy: Anatomy) -> Step:
+    site = anatomy.resolve(condition.site)
+    if site.index is not None or anatomy.units(site) != len(condition.direction):
+        raise EditError(
+            f"a condition at {site} needs a direction of {anatomy.units(site)} entries and no index, got "
+            f"{len(condition.direction)}"
+        )
+
+    def change(x: Tensor, frame: Frame) -> Tensor:
+        evaluate(condition, x, frame)
+        return x
+
+    return Step(site.whole, change=change)
+
+
+def _stopper(readers: Sequence[Step], todo: set[Site]) -> Step:
+    """A step behind the last read that ends the pass once nothing is left to read."""
+    last = max((step.site for step in readers), key=lambda site: site.depth, default=Site("embed"))
+
+    def look(*_: object) -> None:
+        if not todo:
+            raise Stop
+
+    return Step(last, look=look)
+
+
+def patterns_of(text: str) -> Selection:
+    return Selection.parse(text)

@@ -1,0 +1,78 @@
+"""What the model room needs to know of dictionaries and metrics, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from trimtab.errors import PromptError
+from trimtab.model.prompts import Prompts
+from trimtab.values.scope import Scope
+
+
+@runtime_checkable
+class Dictionary(Protocol):
+    """Sparse features of a site: `decode(encode(x))` is the part of x that the features explain.
+
+    `encode` takes (… d) to (… feature), `decode` takes (… feature) to (… d).
+    """
+
+    def encode(self, x: Tensor) -> Tensor: ...
+
+    def decode(self, features: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What is read off the logits: at which positions, of which tokens, and the number that is made of them.
+
+    `function(logits, rows)` gets logits (batch pos token), where pos are the positions of `where` and token the entries
+    of `tokens` (the whole vocabulary when None), and the row of the prompts of each batch row; it gives (batch) or
+    (batch …), one entry per row, each from that row's logits alone. `tokens` is (token) for all rows or (rows token).
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    where: Scope = Scope("index", index=-1)
+    tokens: Tensor | None = None
+    name: str = "readout"
+    unit: str = ""
+
+    def columns(self, prompts: Prompts) -> Tensor:
+        """(batch pos) absolute columns that are read; every row must have equally many."""
+        positions = prompts.positions(self.where)
+        counts = {len(p) for p in positions}
+        if len(counts) != 1:
+            raise PromptError(
+                f"{self.name} reads {self.where}, which has {min(counts)} to {max(counts)} tokens in different rows; read one "
+                'position ("-1") or a span with the same number of tokens in every row'
+            )
+        return torch.tensor(positions, dtype=torch.long)
+
+
+def logit_diff(answers: Sequence[int] | Tensor, distractors: Sequence[int] | Tensor, where: str | Scope = "last") -> Readout:
+    """logit(answer) − logit(distractor) at one position, for each row.
+
+    `answers`, `distractors`: token ids (rows). Unit: logits.
+    """
+    tokens = torch.stack([torch.as_tensor(answers), torch.as_tensor(distractors)], dim=-1)
+    return Readout(lambda z, rows: (z[..., 0] - z[..., 1]).squeeze(-1), Scope.parse(where), tokens, "logit_diff", "logit")
+
+
+def log_prob(answers: Sequence[int] | Tensor, where: str | Scope = "last") -> Readout:
+    """log p(answer) at one position, for each row. `answers`: token ids (rows). Unit: nats."""
+    ids = torch.as_tensor(answers)
+
+    def function(logits: Tensor, rows: Tensor) -> Tensor:
+        logp = torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)
+        return logp.squeeze(1).gather(-1, ids.to(logits.device)[rows.to(ids.device)].to(logits.device)[:, None]).squeeze(-1)
+
+    return Readout(function, Scope.parse(where), None, "log_prob", "nat")
+
+
+def all_logits(where: str | Scope = "last") -> Readout:
+    """The logits themselves (batch pos vocab) at the positions of `where`."""
+    return Readout(lambda logits, rows: logits, Scope.parse(where), None, "logits", "logit")

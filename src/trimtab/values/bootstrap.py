@@ -1,0 +1,65 @@
+"""The bootstrap of a mean over examples, by group where examples belong together. Pure numpy.
+
+Examples made from one template, or one fact asked in several ways, are not independent: resampling whole groups keeps
+the interval honest (Field and Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trimtab.errors import TrimtabError
+
+_BLOCK = 4096  # columns resampled at a time, so that memory stays at samples × block
+
+
+def mean_over_examples(values: np.ndarray) -> np.ndarray:
+    """The mean over axis 0, leaving NaN out; NaN where nothing is left."""
+    present = ~np.isnan(values)
+    count = present.sum(axis=0)
+    total = np.where(present, values, 0.0).sum(axis=0, dtype=np.float64)
+    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+
+
+def bootstrap_interval(
+    values: np.ndarray, *, level: float, samples: int, seed: int, groups: Sequence[object] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The percentile interval of `mean_over_examples`: lower and upper ends, of the shape of one example.
+
+    `values` has shape (example, …), `groups` one label for each example (None: each its own). With fewer than two
+    groups that have a value there is nothing to resample, and both ends are NaN.
+    """
+    if not 0 < level < 1:
+        raise TrimtabError(f"level is a probability between 0 and 1, such as 0.95, got {level!r}")
+    if samples < 1:
+        raise TrimtabError(f"samples is the number of resamples, at least 1, got {samples!r}")
+    n, shape = values.shape[0], values.shape[1:]
+    flat = values.reshape(n, -1).astype(np.float64)
+    sums, counts = _by_group(flat, groups)
+    draws = np.random.default_rng(seed).integers(0, len(sums), size=(samples, len(sums)))
+    times = np.stack([np.bincount(draw, minlength=len(sums)) for draw in draws]).astype(np.float64)
+    ends = np.full((2, flat.shape[1]), np.nan)
+    enough = (counts > 0).sum(axis=0) >= 2
+    for start in range(0, flat.shape[1], _BLOCK):
+        cells = np.flatnonzero(enough[start : start + _BLOCK]) + start
+        if cells.size:
+            count = times @ counts[:, cells]
+            means = np.divide(times @ sums[:, cells], count, out=np.full(count.shape, np.nan), where=count > 0)
+            ends[:, cells] = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return ends[0].reshape(shape), ends[1].reshape(shape)
+
+
+def _by_group(flat: np.ndarray, groups: Sequence[object] | None) -> tuple[np.ndarray, np.ndarray]:
+    """For each group and column: the sum of the values present, and how many they are."""
+    present = ~np.isnan(flat)
+    filled = np.where(present, flat, 0.0)
+    if groups is None:
+        return filled, present.astype(np.float64)
+    if len(groups) != len(flat):
+        raise TrimtabError(f"groups must have one label for each of the {len(flat)} examples, got {len(groups)}")
+    names = {label: number for number, label in enumerate(dict.fromkeys(groups))}
+    member = np.zeros((len(names), len(flat)))
+    member[[names[label] for label in groups], np.arange(len(flat))] = 1.0
+    return member @ filled, member @ present

@@ -1,0 +1,298 @@
+"""What an edit is made with: the values of its operation, and the condition under which it happens.
+
+Each is a small frozen value whose arrays are read-only numpy arrays (float32, or float64 where that was given). They
+compare by content. Nothing here computes an edit: `trimtab.model.edits` does, on torch tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, SupportsFloat
+
+import numpy as np
+
+from trimtab.errors import EditError
+from trimtab.values.content import Content
+from trimtab.values.numbers import whole
+from trimtab.values.scope import Scope
+from trimtab.values.site import Site
+
+RUN_NAME = r"\w(?:[\w.+\-]*[\w+])?"
+
+
+def array_of(value: object, what: object, ndim: int | None = None) -> np.ndarray:
+    """A read-only float32 or float64 copy of an array, a torch tensor or nested lists of numbers.
+
+    float64 and wide integers become float64, everything else float32. EditError, naming `what`, for NaN or infinite
+    entries, for anything that is not numbers, and for another number of dimensions than `ndim`.
+    """
+    detach = getattr(value, "detach", None)
+    if detach is not None:  # a torch tensor, without importing torch
+        tensor = detach().cpu()
+        value = (tensor if str(tensor.dtype) in ("torch.float64", "torch.float32") else tensor.float()).numpy()
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"its type is {array.dtype}")
+        dtype = (
+            np.float64
+            if array.dtype.itemsize > 4 or (array.dtype.kind in "iu" and array.dtype.itemsize > 2)
+            else np.float32
+        )
+        ours = array.flags.owndata and not array.flags.writeable and array.dtype == dtype and array.flags.c_contiguous
+        array = array if ours else np.array(array, dtype=dtype, order="C")
+    except (TypeError, ValueError) as error:
+        raise EditError(
+            f"{what} must be numbers: an array, a tensor or lists of numbers, got {value!r} ({error})"
+        ) from None
+    if ndim is not None and array.ndim != ndim:
+        raise EditError(f"{what} must have {ndim} dimension{'s' * (ndim != 1)}, got shape {array.shape}")
+    if array.size == 0:
+        raise EditError(f"{what} is empty: shape {array.shape}")
+    if not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise EditError(f"{what} holds NaN or infinity, first at {list(where)}: check where the values come from")
+    array.setflags(write=False)
+    return array
+
+
+def number_of(value: object, what: object) -> float:
+    """A finite float from a number, a numpy scalar or a tensor of one entry; EditError, naming `what`, otherwise."""
+    if type(value) is float and math.isfinite(value):
+        return value
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise EditError(f"{what} must be a number, got {value!r}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EditError(f"{what} must be one number, got {value!r} ({error})") from None
+    if not math.isfinite(number):
+        raise EditError(f"{what} must be finite, got {number}: check where the value comes from")
+    return number
+
+
+def whole_of(value: object, what: object) -> int:
+    """A whole number from 0 up; EditError, naming `what`, otherwise."""
+    number = whole(value)
+    if number is None or number < 0:
+        raise EditError(f"{what} must be a whole number from 0 up, got {value!r}")
+    return number
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ref(Content):
+    """The value of a site in another run: `Ref("clean")` is the same site and positions in the run given as `clean`.
+
+    `run` is a name given to the call (`"base"`: the run that a sweep starts from); `site` and `at` are those of the
+    edit where they are left out. Written `from clean`, `from clean@S1`, `from clean:L4.resid_pre@S1`.
+    """
+
+    run: str
+    site: Site | None = None
+    at: Scope | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.run, str) or not re.fullmatch(RUN_NAME, self.run):
+            raise EditError(f"a Ref names a run with letters, digits, _ . + or -, got {self.run!r}")
+        site = None if self.site is None else Site.parse(self.site)
+        at = None if self.at is None else Scope.parse(self.at)
+        if site is not None and site.at is not None:
+            if at not in (None, site.at):
+                raise EditError(f'the Ref reads "{site}" and at "{at}": give the positions once')
+            site, at = site.with_(at=None), site.at
+        object.__setattr__(self, "site", site)
+        object.__setattr__(self, "at", at)
+
+    def __str__(self) -> str:
+        return f"{self.run}{'' if self.site is None else f':{self.site}'}{'' if self.at is None else f'@{self.at}'}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bounds(Content):
+    """The limits of `clamp`: values below `low` become `low`, above `high` become `high`; None is no limit."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("low", "high"):
+            limit = getattr(self, field)
+            object.__setattr__(self, field, None if limit is None else number_of(limit, f"Bounds.{field}"))
+        if self.low is None and self.high is None:
+            raise EditError("Bounds has neither low nor high: give at least one of them")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise EditError(f"Bounds.low must not exceed Bounds.high, got {self.low} and {self.high}")
+
+    def __str__(self) -> str:
+        return f"{'' if self.low is None else show(self.low)}..{'' if self.high is None else show(self.high)}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Noise(Content):
+    """Additive Gaussian noise of standard deviation `sigma` (in the units of the activation), drawn from `seed`."""
+
+    sigma: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", number_of(self.sigma, "Noise.sigma"))
+        object.__setattr__(self, "seed", whole_of(self.seed, "Noise.seed"))
+        if self.sigma < 0:
+            raise EditError(f"Noise.sigma is a standard deviation and must not be negative, got {self.sigma}")
+
+    def __str__(self) -> str:
+        return f"{show(self.sigma)} seed {self.seed}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Affine(Content):
+    """x + Bᵀ(A x) + c, with A and B of shape (k, d) and c of shape (d,); A and B come together, c may stand alone.
+
+    Ablating a direction r̂ is A = r̂, B = −r̂; LoReFT (arXiv 2404.03592) is B = R, A = W − R, c = Rᵀb. A single
+    direction of shape (d,) is taken as (1, d).
+    """
+
+    A: np.ndarray | None = None
+    B: np.ndarray | None = None
+    c: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("A", "B"):
+            if getattr(self, field) is not None:
+                rows = array_of(getattr(self, field), f"Affine.{field}")
+                rows = rows[None].copy() if rows.ndim == 1 else rows
+                object.__setattr__(self, field, array_of(rows, f"Affine.{field}", ndim=2))
+        if self.c is not None:
+            object.__setattr__(self, "c", array_of(self.c, "Affine.c", ndim=1))
+        if (self.A is None) != (self.B is None):
+            raise EditError("Affine needs A and B together: x + Bᵀ(A x) + c")
+        if self.A is None and self.c is None:
+            raise EditError("Affine has neither A and B nor c: it would change nothing")
+        if self.A is not None and self.B is not None and self.A.shape != self.B.shape:
+            raise EditError(
+                f"Affine.A and Affine.B must have the same shape (k, d), got {self.A.shape} and {self.B.shape}"
+            )
+        if self.A is not None and self.c is not None and self.c.shape[0] != self.A.shape[1]:
+            raise EditError(f"Affine.c must have shape ({self.A.shape[1]},) as A's rows do, got {self.c.shape}")
+
+    @property
+    def width(self) -> int:
+        """d, the width of the vectors it acts on."""
+        return int(self.A.shape[1] if self.A is not None else self.c.shape[0])  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Rotation(Content):
+    """Turn the part of x in a plane to a fixed angle: x − Px + ‖Px‖(cos(angle) b1 + sin(angle) b2) (arXiv 2510.26243).
+
+    `b1` and `b2`, of shape (d,), are the orthonormal basis of the plane; P projects on it; `angle` is in radians from
+    b1 to b2. `Rotation.plane(u, v, angle)` makes such a basis from any two directions.
+    """
+
+    b1: np.ndarray
+    b2: np.ndarray
+    angle: float
+
+    def __post_init__(self) -> None:
+        for field in ("b1", "b2"):
+            object.__setattr__(self, field, array_of(getattr(self, field), f"Rotation.{field}", ndim=1))
+        object.__setattr__(self, "angle", number_of(self.angle, "Rotation.angle"))
+        if self.b1.shape != self.b2.shape:
+            raise EditError(
+                f"Rotation.b1 and Rotation.b2 must have the same shape (d,), got {self.b1.shape}, {self.b2.shape}"
+            )
+        b1, b2 = self.b1.astype(np.float64), self.b2.astype(np.float64)
+        if max(abs(b1 @ b1 - 1), abs(b2 @ b2 - 1), abs(b1 @ b2)) > 1e-4:
+            raise EditError(
+                f"Rotation.b1 and Rotation.b2 must be orthonormal, got squared lengths {b1 @ b1:.4g}, {b2 @ b2:.4g} "
+                f"and inner product {b1 @ b2:.4g}: Rotation.plane(u, v, angle) makes them so"
+            )
+
+    @classmethod
+    def plane(cls, u: object, v: object, angle: float) -> Rotation:
+        """A rotation in the plane of two directions of shape (d,): b1 along `u`, b2 towards `v` (Gram–Schmidt)."""
+        first, second = array_of(u, "u", ndim=1), array_of(v, "v", ndim=1)
+        if first.shape != second.shape:
+            raise EditError(f"u and v must have the same shape (d,), got {first.shape} and {second.shape}")
+        a, b = first.astype(np.float64), second.astype(np.float64)
+        length, other = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+        rest = b - (b @ a) / (length * length) * a if length else b
+        if not length or float(np.linalg.norm(rest)) <= 1e-6 * other:
+            raise EditError("u and v must span a plane: neither may be zero, nor one a multiple of the other")
+        dtype = np.result_type(first, second)
+        return cls((a / length).astype(dtype), (rest / np.linalg.norm(rest)).astype(dtype), angle)
+
+    @property
+    def width(self) -> int:
+        """d, the width of the vectors it acts on."""
+        return int(self.b1.shape[0])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Probe(Content):
+    """One step down a linear probe's loss: x − step·∇ₓ CE(weight x + bias, target).
+
+    `weight` has shape (classes, d), `bias` (classes,), `target` is the class wanted, `step` the step's length in units
+    of x per nat.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    target: int
+    step: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", array_of(self.weight, "Probe.weight", ndim=2))
+        object.__setattr__(self, "bias", array_of(self.bias, "Probe.bias", ndim=1))
+        object.__setattr__(self, "target", whole_of(self.target, "Probe.target"))
+        object.__setattr__(self, "step", number_of(self.step, "Probe.step"))
+        classes = self.weight.shape[0]
+        if self.bias.shape != (classes,):
+            raise EditError(f"Probe.bias must have shape ({classes},), one for each class, got {self.bias.shape}")
+        if self.target >= classes:
+            raise EditError(f"Probe.target must be one of the {classes} classes, 0 to {classes - 1}, got {self.target}")
+
+    @property
+    def width(self) -> int:
+        """d, the width of the vectors it acts on."""
+        return int(self.weight.shape[1])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Condition(Content):
+    """An edit happens in a row only where the cosine of a site with a direction passes a threshold (CAST, arXiv
+    2409.05907).
+
+    `direction` has shape (d,). The site's value is pooled over the row's positions first: `mean` of them, or the `last`
+    prompt position; `site.at` narrows them. `above=False` turns the comparison round.
+    """
+
+    site: Site
+    direction: np.ndarray
+    threshold: float
+    pool: Literal["mean", "last"] = "mean"
+    above: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "site", Site.parse(self.site))
+        object.__setattr__(self, "direction", array_of(self.direction, "Condition.direction", ndim=1))
+        object.__setattr__(self, "threshold", number_of(self.threshold, "Condition.threshold"))
+        if not self.direction.any():
+            raise EditError("Condition.direction is zero: a cosine needs a direction")
+        if abs(self.threshold) > 1:
+            raise EditError(f"Condition.threshold is a cosine, from -1 to 1, got {self.threshold}")
+        if self.pool not in ("mean", "last"):
+            raise EditError(f'Condition.pool is "mean" or "last", got {self.pool!r}')
+        if not isinstance(self.above, bool):
+            raise EditError(f"Condition.above is True or False, got {self.above!r}")
+
+    def __str__(self) -> str:
+        return f"cos({self.site}, {self.pool}) {'>' if self.above else '<'} {show(self.threshold)}"
+
+
+def show(number: float) -> str:
+    """A float as short text that reads back as the same float: 0.0 -> "0"."""
+    whole = number.is_integer() and abs(number) < 1e15 and not (number == 0 and math.copysign(1, number) < 0)
+    return str(int(number)) if whole else repr(number)
