@@ -1,7 +1,7 @@
 """`trimtab models`: the bundled models in the cache: list them, pull, check every byte, remove.
 
 Progress and errors go to standard error, answers to standard output; with `--json` that is exactly one document. Exit
-codes: 0 done, 1 failed, 2 usage, 3 an optional part is missing. How a model gets into the cache, this file does not know.
+codes: 0 done, 1 failed, 2 usage, 3 an optional part is missing. How a model gets there, this file does not know.
 """
 
 from __future__ import annotations

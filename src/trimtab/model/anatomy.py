@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from trimtab.errors import ModelError, SiteError, nearest
 from trimtab.model.families import ROWS, Family
 from trimtab.model.taps import Columns, Grouped, Half, Heads, HeadsFirst, Layout, Plain, Repeated, Tap
+from trimtab.values.alias import check_alias
 from trimtab.values.site import SITES, Selection, Site
 
 NO_MID = "attention and MLP read the same stream in this architecture's parallel blocks"
@@ -103,6 +104,7 @@ class Anatomy:
 
     def check(self, site: Site) -> Site:
         """The site itself, or a `SiteError` when this model has no such layer, unit or tensor."""
+        check_alias(site, qk_norm=self.family.q_norm is not None, logit_cap=self.logit_cap is not None)
         if site.layer is not None and not 0 <= site.layer < self.n_layers:
             raise SiteError(f"{site}: layer {site.layer} is out of range; this model has layers 0 to {self.n_layers - 1}")
         reason = self.absence(site)

@@ -102,11 +102,11 @@ def _write_weights(
         finished = {}
         _write(partial / _JOURNAL, json.dumps(identity).encode() + b"\n")
         with path.open("wb") as file:
-            file.write(head)
             file.truncate(len(head) + total)
     digest, done = hashlib.sha256(head), 0
     with path.open("r+b") as file, (partial / _JOURNAL).open("a", encoding="utf-8") as journal:
-        file.seek(len(head))
+        file.write(head)
+        journal.write("\n")  # a line torn by a kill ends here
         for weight in weights:
             start = file.tell()
             raw = file.read(weight.nbytes) if weight.name in finished else b""
@@ -126,21 +126,19 @@ def _write_weights(
 
 
 def _finished(journal: Path, identity: dict[str, object]) -> dict[str, str]:
-    """Name and SHA-256 of each weight that a journal of this conversion calls finished; its last line may be torn."""
-    finished: dict[str, str] = {}
+    """Name and SHA-256 of each weight that the journal of this conversion calls finished; torn lines are skipped."""
     if not journal.is_file():
-        return finished
-    lines = journal.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines):
+        return {}
+    entries: list[object] = []
+    for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
+            entries.append(json.loads(line))
         except ValueError:
-            break
-        if number == 0 and entry != identity:
-            break
-        if number > 0:
-            finished[entry["name"]] = entry["sha256"]
-    return finished
+            continue
+    if not entries or entries[0] != identity:
+        return {}
+    dicts = [entry for entry in entries[1:] if isinstance(entry, dict)]
+    return {entry["name"]: entry["sha256"] for entry in dicts if entry.keys() == {"name", "sha256"}}
 
 
 def _header(weights: list[Weight]) -> bytes:

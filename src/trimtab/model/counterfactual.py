@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 Variant = str | Edit | Intervention | Sequence[str | Edit]
 Progress = Callable[[int, int], None]
-IDLE_TOKENS = 8.0
+IDLE_TOKENS = 32.0
 """What loading a layer's weights costs, in tokens: measured on a CPU, where it decides which suffix groups to merge."""
 
 

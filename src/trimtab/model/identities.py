@@ -41,8 +41,12 @@ class Identity:
 
 
 def check_anatomy(lm: LM) -> list[Identity]:
-    """Every identity of this model on six tokens; raises `ModelError` naming those that fail."""
-    found = list(identities(lm))
+    """The identities of this model on six tokens; raises `ModelError` naming those that fail.
+
+    Equations that run a module again are checked in the first and the last block of each kind (dense or mixture of
+    experts, each type of attention); all others in every block. `identities` itself checks everything everywhere.
+    """
+    found = list(identities(lm, thorough=False))
     failed = [identity for identity in found if not identity.holds]
     if failed:
         listed = "; ".join(f"{i.name} (off by {i.error:.2g} of the largest entry)" for i in failed[:5])
@@ -59,12 +63,12 @@ def probe_prompts(lm: LM, n: int = 6) -> Prompts:
     return lm.prompts([ids])
 
 
-def identities(lm: LM) -> Iterator[Identity]:
-    """The identities of this model, one by one."""
+def identities(lm: LM, thorough: bool = True) -> Iterator[Identity]:
+    """The identities of this model, one by one; with `thorough`, each in every block."""
     prompts, a = probe_prompts(lm), lm.anatomy
     names = sorted({name for layer in range(a.n_layers) for name in a.present(layer)} - {"expert", "expert.neuron"})
     sites = [s for name in names for s in lm.sites(f"L*.{name}")]
-    core = [s for s in sites if s.name in ("scores", "pattern", "rot_q", "rot_k")]
+    core = {s for s in sites if s.name in ("scores", "pattern", "rot_q", "rot_k")}
     with torch.no_grad():
         plain = lm.call(prompts).logits
     run = lm.run(prompts, [s for s in sites if s not in core] + ["embed", "final"])
@@ -80,8 +84,9 @@ def identities(lm: LM) -> Iterator[Identity]:
     assert run.logits is not None
     yield Identity("logits while reading are bitwise those of the model", float(not torch.equal(run.logits, plain)), 0)
     with torch.no_grad():
+        deep = set(range(a.n_layers)) if thorough else _ends_of_kinds(lm)
         for layer in range(a.n_layers):
-            yield from _block_identities(lm, run, inner, layer, close)
+            yield from _block_identities(lm, run, inner, layer, close, layer in deep)
         last = run[f"L{a.n_layers - 1}.resid_post"]
         yield close("the final norm of the last resid_post is what the unembedding reads", lm.final(last), run["final"])
         yield close("the unembedding of final is the logits", lm.unembed(run["final"]), run.logits)
@@ -90,7 +95,18 @@ def identities(lm: LM) -> Iterator[Identity]:
 Close = Callable[..., Identity]
 
 
-def _block_identities(lm: LM, run: Run, inner: Run, layer: int, close: Close) -> Iterator[Identity]:
+def _ends_of_kinds(lm: LM) -> set[int]:
+    """The first and last block of each kind: with experts or without, and each type of attention."""
+    types = getattr(lm.hf.config, "layer_types", None) or [""] * lm.anatomy.n_layers
+    kinds: dict[tuple[bool, str], list[int]] = {}
+    for layer, block in enumerate(lm.anatomy.blocks):
+        kinds.setdefault((block.experts is not None, types[layer]), []).append(layer)
+    return {layer for layers in kinds.values() for layer in (layers[0], layers[-1])}
+
+
+def _block_identities(
+    lm: LM, run: Run, inner: Run, layer: int, close: Close, deep: bool
+) -> Iterator[Identity]:
     a, block, at = lm.anatomy, lm.anatomy.blocks[layer], f"L{layer}."
 
     def r(name: str) -> Tensor:
@@ -107,18 +123,21 @@ def _block_identities(lm: LM, run: Run, inner: Run, layer: int, close: Close) ->
         norms = block.stream_norm or (lambda x: x, lambda x: x)
         yield close(f"{at}resid_pre + attn_out = resid_mid", norms[0](pre + r("attn_out")), r("resid_mid"))
         yield close(f"{at}resid_mid + mlp_out = resid_post", norms[1](r("resid_mid") + r("mlp_out")), post)
-    head = r("head")
-    weight, bias = apply_linear(block.o, a.n_heads * a.d_head, head)
-    summed = torch.einsum("bphd,hdm->bpm", head, weight.view(a.n_heads, a.d_head, -1)) + bias
-    yield close(f"{at}heads through the output projection sum to attn_raw", summed, r("attn_raw"), 3)
     yield from _attention_identities(lm, run, inner, layer, close)
     if block.experts is None:
-        assert block.down is not None
-        yield close(f"{at}neurons through the down projection are mlp_raw", block.down(r("neuron")), r("mlp_raw"))
         act = _activation(lm)
         if act is not None:
             up = r("up") if f"{at}up" in run else 1.0
             yield close(f"{at}act(gate_pre) · up = neuron", act(r("gate_pre")) * up, r("neuron"))
+    if not deep:
+        return
+    head = r("head")
+    weight, bias = apply_linear(block.o, a.n_heads * a.d_head, head)
+    summed = torch.einsum("bphd,hdm->bpm", head, weight.view(a.n_heads, a.d_head, -1)) + bias
+    yield close(f"{at}heads through the output projection sum to attn_raw", summed, r("attn_raw"), 3)
+    if block.experts is None:
+        assert block.down is not None
+        yield close(f"{at}neurons through the down projection are mlp_raw", block.down(r("neuron")), r("mlp_raw"))
     else:
         yield from _expert_identities(lm, run, layer, close)
     needs = NEEDS_PARALLEL if a.family.parallel else NEEDS

@@ -7,6 +7,7 @@ An `LM` is used from one thread at a time, as the model under it is.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.errors import EditError
-from trimtab.model.anatomy import Anatomy, in_features
+from trimtab.model.anatomy import Anatomy
 from trimtab.model.edits import Compiled, Compiler, Source, evaluate
 from trimtab.model.frame import Frame
 from trimtab.model.hooks import Hooks, Step
@@ -27,7 +28,7 @@ from trimtab.model.protocols import Dictionary
 from trimtab.model.run import Run, Stop, reader
 from trimtab.model.weights import patched
 from trimtab.values.edit import Condition, Edit, Intervention
-from trimtab.values.site import Selection, Site
+from trimtab.values.site import Site
 
 Reads = str | Site | Iterable[str | Site]
 Edits = str | Edit | Intervention | Iterable[str | Edit] | None
@@ -43,7 +44,7 @@ class LM:
     """
 
     def __init__(
-        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, name: str = "", check: bool = True
+        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "", check: bool = True
     ) -> None:
         self.hf = hf
         self.tokenizer = tokenizer
@@ -51,7 +52,9 @@ class LM:
         self.anatomy = Anatomy(hf)
         self.active: list[Intervention] = []
         self.frame: Frame | None = None
-        self.takes_positions = "position_ids" in inspect.signature(hf.forward).parameters
+        parameters = inspect.signature(hf.forward).parameters
+        self.takes_positions = "position_ids" in parameters
+        self.takes_kept = "logits_to_keep" in parameters
         if check:
             from trimtab.model.identities import check_anatomy
 
@@ -302,13 +305,14 @@ class LM:
         z = final @ weight[tokens].transpose(-1, -2)
         return z if bias is None else z + bias[tokens][:, None]
 
-    @property
-    def parameters_count(self) -> int:
-        return sum(p.numel() for p in self.hf.parameters())
-
-    @property
-    def d_final(self) -> int:
-        return in_features(self.anatomy.unembed)
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the weights, names included, in order; computed once, when first asked for."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.hf.state_dict().items()):
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 def edit_steps(compiled: Iterable[Compiled], anatomy: Anatomy) -> list[Step]:
@@ -348,7 +352,3 @@ def _stopper(readers: Sequence[Step], todo: set[Site]) -> Step:
             raise Stop
 
     return Step(last, look=look)
-
-
-def patterns_of(text: str) -> Selection:
-    return Selection.parse(text)

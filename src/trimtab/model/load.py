@@ -116,7 +116,7 @@ def load_parts(source: str | Path | nn.Module, options: Options | None = None) -
     if path.exists():
         options.refuse("files of your own", "revision")
         return _of_folder(path, options) if path.is_dir() else _of_file(path, options)
-    hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and path.suffix not in (".gguf", ".safetensors")
+    hub_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and path.suffix not in (".gguf", ".safetensors")
     if not isinstance(source, str) or not hub_id:
         raise ModelFileError(f'there is no file or folder "{source}": check the path{nearest(name, BUNDLED)}')
     if "/" not in name and (near := nearest(name, BUNDLED)):

@@ -24,9 +24,13 @@ class Layout(Protocol):
         """A tensor like `tensor` with `value` in the site's place; `tensor` itself is unchanged."""
         ...
 
+    def gradient(self, tensor: Tensor, batch: int, pos: int) -> Tensor:
+        """The site's gradient (batch pos …) from that of the module's tensor."""
+        return self.read(tensor, batch, pos)
+
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(Layout):
     """(batch pos d), also where a module flattens it to (batch·pos d)."""
 
     def read(self, tensor: Tensor, batch: int, pos: int) -> Tensor:
@@ -37,7 +41,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Heads:
+class Heads(Layout):
     """(batch pos head·d_head) read as (batch pos head d_head)."""
 
     n: int
@@ -50,7 +54,7 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class HeadsFirst:
+class HeadsFirst(Layout):
     """(batch head pos d) read as (batch pos head d); attention scores (batch head query key) likewise."""
 
     def read(self, tensor: Tensor, batch: int, pos: int) -> Tensor:
@@ -61,7 +65,7 @@ class HeadsFirst:
 
 
 @dataclass(frozen=True)
-class Repeated:
+class Repeated(Layout):
     """(batch head pos d) in which each key-value head stands `group` times, read as (batch pos kv d)."""
 
     group: int
@@ -72,9 +76,12 @@ class Repeated:
     def write(self, tensor: Tensor, value: Tensor, batch: int, pos: int) -> Tensor:
         return value.repeat_interleave(self.group, dim=2).transpose(1, 2)
 
+    def gradient(self, tensor: Tensor, batch: int, pos: int) -> Tensor:
+        return tensor.transpose(1, 2).unflatten(2, (-1, self.group)).sum(3)
+
 
 @dataclass(frozen=True)
-class Columns:
+class Columns(Layout):
     """`n` heads from column `start` of a fused projection (batch pos columns)."""
 
     start: int
@@ -92,7 +99,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Grouped:
+class Grouped(Layout):
     """Queries, keys or values of a projection packed as (key-value head, its queries + key + value, d_head)."""
 
     kv: int
@@ -114,7 +121,7 @@ class Grouped:
 
 
 @dataclass(frozen=True)
-class Half:
+class Half(Layout):
     """The first or the second half of the last axis (gate and up in one projection)."""
 
     which: Literal[0, 1]

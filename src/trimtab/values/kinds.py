@@ -123,9 +123,9 @@ def shape(site: Site) -> tuple[str, ...]:
     axes, axis = site.kind.axes, site.kind.unit_axis
     if site.view == "feature":
         axes, axis = ("batch", "pos", "feature"), "feature"
-    if site.kind.unit == "expert" and site.name == "expert":
-        return axes if site.expert is not None else ("batch", "pos", "expert", "d_model")
-    if site.name == "expert.neuron" and site.expert is None:
+    elif site.name == "expert" and site.expert is None:
+        axes = ("batch", "pos", "expert", "d_model")
+    elif site.name == "expert.neuron" and site.expert is None:
         axes = ("batch", "pos", "expert", "d_mlp")
     if site.index is None:
         return axes

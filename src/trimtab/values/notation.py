@@ -29,7 +29,7 @@ WRITTEN = {
 SUFFIXES = ("at", "x", "rows")
 
 _SPACES = re.compile(r"\s+(?=[^\[\]{}]*[\]}])")  # inside brackets and braces
-_REF = re.compile(rf"({RUN_NAME})(?::(.+?))?(?:@(.+))?")
+_REF = re.compile(rf"({RUN_NAME})(?::(.+)|@(.+))?")
 
 
 def read_edit(text: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import SupportsIndex
 
 from trimtab.errors import SiteError
 
+_MOST = 1 << 24  # in one range, so that a slip of the finger does not fill the memory
 _NUMBER = re.compile(r"\d+", re.ASCII)
 _RANGE = re.compile(r"(\d+)-(\d+)", re.ASCII)
 
@@ -45,6 +46,8 @@ def read_numbers(text: str, address: str, what: str) -> tuple[int, ...]:
                 raise SiteError(
                     f'"{address}": the range {part} runs backwards; write {last}-{first} (both ends are included)'
                 )
+            if last - first >= _MOST:
+                raise SiteError(f'"{address}": the range {part} names too many {what}s; write * for all of them')
             numbers.extend(range(first, last + 1))
         elif _NUMBER.fullmatch(part):
             numbers.append(int(part))

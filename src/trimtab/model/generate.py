@@ -1,0 +1,218 @@
+"""Generation with edits on, under the key-value cache: greedy or sampled, in batches, streamed or whole.
+
+A step is a call of the Hugging Face model on the newest token of every row. Positions of edits are absolute: an edit at the
+subject acts while the prompt is read, and its effect lives on in the cache; an edit of "all" acts on every new token too.
+Batches are padded on the left whatever side they came with. Sampling warps logits with transformers' own processors, and
+each row draws from a generator of its own, so a row's text does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from trimtab.errors import PromptError
+from trimtab.model.edits import Source
+from trimtab.model.frame import Frame
+from trimtab.model.prompts import Prompts
+from trimtab.model.protocols import Dictionary
+
+if TYPE_CHECKING:
+    from trimtab.model.lm import LM, Edits, Text
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """Continuations of prompts.
+
+    `ids` are the new token ids of each row, without padding and including an end-of-sequence token where one came; `texts`
+    the new text of each row, special tokens left out.
+    """
+
+    prompts: Prompts
+    ids: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n\n".join(self.texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, row: int) -> str:
+        return self.texts[row]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of a stream: the token of every row (None once a row has ended) and the text it completes."""
+
+    ids: tuple[int | None, ...]
+    texts: tuple[str, ...]
+
+
+def generate(lm: LM, prompts: Text, edit: Edits = None, **options: object) -> Generation:
+    """Continue prompts.
+
+    Options: `max_new_tokens` (32), `temperature` (0: greedy), `top_k`, `top_p`, `repetition_penalty`, `seed` (0, for
+    sampling), `stop` (texts that end a row), `cache` (True), `runs`, `dictionaries`, and `chat`, `system`, `spans`, `bos` for
+    prompts given as text. The end-of-sequence tokens of the model's generation configuration end a row.
+
+    Raises `PromptError` for options out of range, `EditError` and `SiteError` for edits that do not fit.
+    """
+    prompts, options = _prompts(lm, prompts, options)
+    rows: list[list[int]] = [[] for _ in range(prompts.batch)]
+    for piece in _steps(lm, prompts, edit, **options):  # pyright: ignore[reportArgumentType]
+        for row, token in zip(rows, piece.ids, strict=True):
+            if token is not None:
+                row.append(token)
+    return Generation(prompts, tuple(map(tuple, rows)), tuple(_text(lm, row) for row in rows))
+
+
+def stream(lm: LM, prompts: Text, edit: Edits = None, **options: object) -> Iterator[Piece]:
+    """Like `generate`, one `Piece` for each step; closing the iterator early takes the edits off the model."""
+    prompts, options = _prompts(lm, prompts, options)
+    return _steps(lm, prompts, edit, **options)  # pyright: ignore[reportArgumentType]
+
+
+def _prompts(lm: LM, source: Text, options: dict[str, object]) -> tuple[Prompts, dict[str, object]]:
+    about = {k: options[k] for k in ("chat", "system", "spans", "bos") if k in options}
+    rest = {k: v for k, v in options.items() if k not in about}
+    return lm.prompts(source, **about).pad("left"), rest
+
+
+def _steps(
+    lm: LM,
+    prompts: Prompts,
+    edit: Edits,
+    *,
+    max_new_tokens: int = 32,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int = 0,
+    stop: str | Sequence[str] = (),
+    cache: bool = True,
+    runs: Mapping[str, Source] | None = None,
+    dictionaries: Mapping[str, Dictionary] | None = None,
+) -> Iterator[Piece]:
+    if max_new_tokens < 1 or temperature < 0:
+        raise PromptError(f"max_new_tokens must be at least 1 and temperature at least 0, got {max_new_tokens}, {temperature}")
+    pick = _Sampler(prompts, temperature, top_k, top_p, repetition_penalty, seed)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    ends = _ends(lm)
+    ids, mask = prompts.ids, prompts.mask
+    rows = [_Row(lm, stops, ends) for _ in range(prompts.batch)]
+    store = DynamicCache(config=lm.hf.config) if cache else None
+    hooks = lm.hooked(prompts, edit, runs, dictionaries) if edit is not None else nullcontext()
+    with torch.no_grad(), hooks:
+        held: Frame = Frame.whole(prompts)
+        start = 0
+        for _ in range(max_new_tokens):
+            frame = Frame(prompts, prompts.batch, start, ids.shape[1] - start, ids=ids, held=held.held)
+            with lm.framed(frame):
+                logits = _forward(lm, ids[:, start:], mask, start, store)
+            new = pick(ids, logits)
+            pieces = [row.take(token) for row, token in zip(rows, new.tolist(), strict=True)]
+            yield Piece(tuple(p[0] for p in pieces), tuple(p[1] for p in pieces))
+            if all(row.done for row in rows):
+                return
+            if cache:
+                start = ids.shape[1]
+            ids = torch.cat([ids, new[:, None].to(ids.device)], dim=1)
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+
+
+def _forward(lm: LM, ids: Tensor, mask: Tensor, start: int, store: DynamicCache | None) -> Tensor:
+    """Logits of the last column (batch vocab)."""
+    options: dict[str, object] = {"use_cache": store is not None}
+    if store is not None:
+        options["past_key_values"] = store
+    if lm.takes_positions:
+        options["position_ids"] = ((mask.cumsum(1) - 1) * mask)[:, start:]
+    if lm.takes_kept:
+        options["logits_to_keep"] = 1
+    return lm.hf(input_ids=ids, attention_mask=mask, **options).logits[:, -1]
+
+
+class _Sampler:
+    """The next token of every row from its logits."""
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        repetition_penalty: float | None,
+        seed: int,
+    ) -> None:
+        self.greedy = temperature == 0
+        self.processors = LogitsProcessorList()
+        if repetition_penalty is not None:
+            self.processors.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
+        if not self.greedy:
+            self.processors.append(TemperatureLogitsWarper(float(temperature)))
+            if top_k:
+                self.processors.append(TopKLogitsWarper(top_k))
+            if top_p is not None and top_p < 1:
+                self.processors.append(TopPLogitsWarper(top_p))
+        self.generators = [torch.Generator().manual_seed(seed) for _ in range(prompts.batch)]
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        if self.processors:
+            logits = self.processors(ids, logits.float())  # pyright: ignore[reportArgumentType]
+        if self.greedy:
+            return logits.argmax(-1)
+        probabilities = torch.softmax(logits.float(), -1).cpu()
+        drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, self.generators, strict=True)]
+        return torch.cat(drawn)
+
+
+class _Row:
+    """What one row has said so far, and whether it has ended."""
+
+    def __init__(self, lm: LM, stops: Sequence[str], ends: frozenset[int]) -> None:
+        self.lm, self.stops, self.ends = lm, stops, ends
+        self.ids: list[int] = []
+        self.said = ""
+        self.done = False
+
+    def take(self, token: int) -> tuple[int | None, str]:
+        """The token (None after the end) and the text that it completes."""
+        if self.done:
+            return None, ""
+        self.ids.append(token)
+        self.done = token in self.ends
+        text = _text(self.lm, self.ids)
+        if text.endswith("\ufffd") and not self.done:  # part of a character: wait for the rest
+            return token, ""
+        piece, self.said = text[len(self.said) :], text
+        self.done = self.done or any(stop in text for stop in self.stops)
+        return token, piece
+
+
+def _text(lm: LM, ids: Sequence[int]) -> str:
+    return str(lm.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _ends(lm: LM) -> frozenset[int]:
+    config = getattr(lm.hf, "generation_config", None)
+    eos = getattr(config, "eos_token_id", None)
+    if eos is None:
+        eos = lm.tokenizer.eos_token_id
+    return frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)

@@ -1,0 +1,266 @@
+"""Activations of a data set on disk: written batch by batch, read back by memory map, larger than main memory.
+
+A folder holds `run.json` (sites, shapes, rows, policies, the model and data hashes), `tokens.safetensors` (ids and row
+offsets) and one safetensors file for each site with the real tokens of all rows in order, (token unit …), in a chosen type.
+Pads are not stored. `run.json` comes last: a folder without it is unfinished, and harvesting the same data into it goes on
+where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from trimtab.errors import FileError, SiteError, nearest
+from trimtab.model.prompts import Prompts
+from trimtab.model.protocols import Dictionary
+from trimtab.values.site import Site
+
+if TYPE_CHECKING:
+    from trimtab.model.lm import LM, Edits, Reads, Text
+
+VERSION = 1
+TYPES = {"float32": ("F32", torch.float32), "float16": ("F16", torch.float16), "bfloat16": ("BF16", torch.bfloat16)}
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRun:
+    """A harvest, memory-mapped: nothing is in memory until it is indexed.
+
+    `run["L5.resid_post"]` is a lazy (token unit …) array: slice it to get a tensor. `run.row(i, site)` gives the tokens of
+    one row, `run.ids` all token ids, `run.offsets[i]:run.offsets[i+1]` the tokens of row i.
+    """
+
+    folder: Path
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> StoredRun:
+        """Open a finished harvest. Raises `FileError` for a folder that is none, unfinished or damaged."""
+        folder = Path(folder)
+        path = folder / "run.json"
+        if not path.is_file():
+            hint = "it is unfinished: harvest the same data into it again" if (folder / "progress.json").is_file() else "no run.json"
+            raise FileError(f"{folder} is not a stored run ({hint})")
+        try:
+            meta = json.loads(path.read_text())
+            sites = {name: tuple(shape) for name, shape in meta["sites"].items()}
+        except (ValueError, KeyError, AttributeError) as error:
+            raise FileError(f"{path} is damaged: {error}") from error
+        if meta.get("version") != VERSION:
+            raise FileError(f"{path} has version {meta.get('version')}; this release reads version {VERSION}")
+        for name, shape in sites.items():
+            file = folder / _file(name)
+            size = _header(meta["dtype"], (meta["tokens"], *shape))[1]
+            if not file.is_file() or file.stat().st_size != size:
+                raise FileError(f"{file} is missing or truncated (expected {size} bytes): harvest again")
+        return cls(folder, meta)
+
+    @property
+    def sites(self) -> list[Site]:
+        return [Site.parse(name) for name in self.meta["sites"]]
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """(token) ids of all real tokens."""
+        with safe_open(self.folder / "tokens.safetensors", "pt") as file:
+            return file.get_tensor("ids")
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """(row + 1) where each row's tokens begin; the last entry is the number of tokens."""
+        with safe_open(self.folder / "tokens.safetensors", "pt") as file:
+            return file.get_tensor("offsets")
+
+    def __len__(self) -> int:
+        return int(self.meta["tokens"])
+
+    def __getitem__(self, site: str | Site) -> Tensor:
+        """(token unit …), mapped from the file: indexing reads only what it needs."""
+        site = Site.parse(site)
+        name, have = str(site.whole), list(self.meta["sites"])
+        if name not in have:
+            raise SiteError(f'"{name}" is not in this stored run{nearest(name, have)}; stored: {", ".join(have)}')
+        shape = (int(self.meta["tokens"]), *self.meta["sites"][name])
+        start, _ = _header(self.meta["dtype"], shape)
+        dtype = TYPES[self.meta["dtype"]][1]
+        count = math.prod(shape)
+        flat = torch.from_file(
+            str(self.folder / _file(name)), shared=False, size=start // dtype.itemsize + count, dtype=dtype
+        )
+        values = flat[start // dtype.itemsize :].view(shape)
+        return values if site.index is None else values[:, torch.tensor(site.index)]
+
+    def row(self, row: int, site: str | Site) -> Tensor:
+        """(pos unit …): the tokens of one row."""
+        return self[site][int(self.offsets[row]) : int(self.offsets[row + 1])]
+
+    def batches(self, site: str | Site, size: int) -> Iterator[Tensor]:
+        """(token unit …) in order, `size` tokens at a time."""
+        values = self[site]
+        for start in range(0, len(values), size):
+            yield values[start : start + size]
+
+
+def harvest(
+    lm: LM,
+    texts: Text,
+    sites: Reads,
+    folder: str | Path,
+    *,
+    dtype: str = "float16",
+    batch_size: int = 8,
+    edit: Edits = None,
+    dictionaries: Mapping[str, Dictionary] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> StoredRun:
+    """Activations of a data set at sites, streamed to `folder` and opened again by memory map.
+
+    `texts`: texts, rows of ids or `Prompts`. `dtype`: "float32", "float16" or "bfloat16"; values beyond float16's range
+    raise rather than become infinite. The pass stops after the last site that is read. A harvest that was interrupted goes
+    on where it stopped. `progress(done, total)` is called with rows.
+
+    Raises `FileError` when the folder holds a harvest of something else, or a value does not fit the type.
+    """
+    if dtype not in TYPES:
+        raise FileError(f'dtype "{dtype}" is not one of {", ".join(TYPES)}{nearest(dtype, TYPES)}')
+    prompts, wanted = lm.prompts(texts), lm.sites(sites)
+    for site in wanted:
+        if site.at is not None or site.name in ("scores", "pattern", "logits"):
+            raise SiteError(f"{site} has no fixed shape for each token; harvest whole sites other than scores, pattern and logits")
+    out = Path(folder)
+    lengths = prompts.lengths.cpu()
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    meta = _meta(lm, prompts, wanted, dtype, int(offsets[-1]), edit)
+    if (out / "run.json").is_file():
+        done = StoredRun.open(out)
+        if done.meta == meta:
+            return done
+        raise FileError(f"{out} holds a harvest of other data, sites or model; choose another folder or remove it")
+    writer = _Writer(out, meta, prompts, offsets)
+    for start in range(writer.rows_done, prompts.batch, batch_size):
+        stop = min(start + batch_size, prompts.batch)
+        part = prompts.rows(slice(start, stop), trim=True)
+        run = lm.run(part, wanted, edit, logits=False, dictionaries=dictionaries)
+        for site in wanted:
+            writer.write(site, int(offsets[start]), run.whole(site)[part.mask.bool()])
+        writer.advance(stop)
+        if progress is not None:
+            progress(stop, prompts.batch)
+    return writer.finish()
+
+
+class _Writer:
+    """Preallocated safetensors files, filled at offsets; progress is recorded after each batch is on disk."""
+
+    def __init__(self, folder: Path, meta: dict[str, Any], prompts: Prompts, offsets: Tensor) -> None:
+        self.folder, self.meta = folder, meta
+        folder.mkdir(parents=True, exist_ok=True)
+        self.dtype = TYPES[meta["dtype"]][1]
+        state = self._progress()
+        self.rows_done = state["rows"] if state.get("meta") == meta else 0
+        if self.rows_done == 0:
+            from safetensors.torch import save_file
+
+            save_file({"ids": prompts.ids[prompts.mask.bool()].cpu(), "offsets": offsets}, folder / "tokens.safetensors")
+            for name, shape in meta["sites"].items():
+                header = _header_bytes(meta["dtype"], (meta["tokens"], *shape))
+                with open(folder / _file(name), "wb") as file:
+                    file.write(header)
+                    file.truncate(_header(meta["dtype"], (meta["tokens"], *shape))[1])
+            self.advance(0)
+        self.files = {name: open(folder / _file(name), "r+b") for name in meta["sites"]}
+
+    def _progress(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / "progress.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def write(self, site: Site, token: int, values: Tensor) -> None:
+        cast = values.to(self.dtype).contiguous().cpu()
+        if not bool(torch.isfinite(cast).all()) and bool(torch.isfinite(values).all()):
+            largest = float(values.abs().max())
+            raise FileError(f"{site} reaches {largest:.3g}, beyond {self.meta['dtype']}; harvest it in bfloat16 or float32")
+        name = str(site)
+        shape = tuple(self.meta["sites"][name])
+        start, _ = _header(self.meta["dtype"], (self.meta["tokens"], *shape))
+        file = self.files[name]
+        file.seek(start + token * math.prod(shape) * self.dtype.itemsize)
+        file.write(cast.view(torch.uint8).numpy().tobytes() if cast.ndim else b"")
+
+    def advance(self, rows: int) -> None:
+        for file in getattr(self, "files", {}).values():
+            file.flush()
+            os.fsync(file.fileno())
+        _write_json(self.folder / "progress.json", {"rows": rows, "meta": self.meta})
+
+    def finish(self) -> StoredRun:
+        for file in self.files.values():
+            file.close()
+        _write_json(self.folder / "run.json", self.meta)
+        (self.folder / "progress.json").unlink(missing_ok=True)
+        return StoredRun.open(self.folder)
+
+
+def _meta(lm: LM, prompts: Prompts, sites: Sequence[Site], dtype: str, tokens: int, edit: Edits) -> dict[str, Any]:
+    from trimtab.values.edit import Intervention
+
+    return {
+        "version": VERSION,
+        "kind": "run",
+        "model": lm.name,
+        "model_hash": lm.hash,
+        "data_hash": prompts.digest,
+        "edit": Intervention.of(edit).digest if edit is not None else None,
+        "bos": prompts.bos,
+        "chat": prompts.chat,
+        "dtype": dtype,
+        "rows": prompts.batch,
+        "tokens": tokens,
+        "sites": {str(site): list(_unit_shape(lm, site)) for site in sites},
+    }
+
+
+def _unit_shape(lm: LM, site: Site) -> tuple[int, ...]:
+    if site.view == "feature":
+        raise SiteError(f"{site}: features are harvested by the dictionary tools; harvest {site.base}")
+    shape = lm.shape(site)
+    return shape if site.index is None else (len(site.index), *shape[1:])
+
+
+def _header_bytes(dtype: str, shape: Iterable[int]) -> bytes:
+    """The head of a safetensors file with the one tensor `values`, padded so that data is aligned."""
+    code, kind = TYPES[dtype]
+    shape = list(shape)
+    size = math.prod(shape) * kind.itemsize
+    text = json.dumps({"values": {"dtype": code, "shape": shape, "data_offsets": [0, size]}}).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _header(dtype: str, shape: Iterable[int]) -> tuple[int, int]:
+    """Where data starts and the whole file's size."""
+    shape = list(shape)
+    start = len(_header_bytes(dtype, shape))
+    return start, start + math.prod(shape) * TYPES[dtype][1].itemsize
+
+
+def _file(name: str) -> str:
+    return name.replace("*", "_").replace("/", "_") + ".safetensors"
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    os.replace(temporary, path)

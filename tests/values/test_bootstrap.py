@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimtab.errors import TrimtabError
+from trimtab.values.bootstrap import bootstrap_interval, mean_over_examples
+
+OPTIONS = {"level": 0.9, "samples": 500, "seed": 0}
+
+
+def test_the_mean_leaves_nan_out():
+    values = np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])
+    assert mean_over_examples(values)[:2].tolist() == [2.0, 5.0]
+    assert np.isnan(mean_over_examples(values)[2])
+
+
+@given(st.integers(0, 2**31))
+def test_the_interval_is_the_quantile_of_resampled_means(seed):
+    values = np.random.default_rng(1).normal(size=(7, 2, 3))
+    low, high = bootstrap_interval(values, level=0.8, samples=50, seed=seed)
+    draws = np.random.default_rng(seed).integers(0, 7, size=(50, 7))
+    means = np.stack([values[draw].mean(axis=0) for draw in draws])
+    assert np.allclose(low, np.quantile(means, 0.1, axis=0))
+    assert np.allclose(high, np.quantile(means, 0.9, axis=0))
+
+
+def test_groups_are_resampled_whole():
+    values = np.random.default_rng(1).normal(size=(6, 2))
+    groups = ["a", "b", "a", "c", "b", "a"]
+    low, high = bootstrap_interval(values, level=0.8, samples=50, seed=3, groups=groups)
+    members = [[0, 2, 5], [1, 4], [3]]
+    draws = np.random.default_rng(3).integers(0, 3, size=(50, 3))
+    means = np.stack([values[[i for group in draw for i in members[group]]].mean(axis=0) for draw in draws])
+    assert np.allclose(low, np.quantile(means, 0.1, axis=0))
+    assert np.allclose(high, np.quantile(means, 0.9, axis=0))
+
+
+def test_examples_of_one_group_each_are_plain_examples():
+    values = np.random.default_rng(1).normal(size=(6, 2))
+    plain = bootstrap_interval(values, **OPTIONS)
+    grouped = bootstrap_interval(values, **OPTIONS, groups=range(6))
+    assert np.allclose(plain, grouped)
+
+
+def test_identical_groups_widen_the_interval():
+    values = np.random.default_rng(1).normal(size=(20, 1))
+    tripled, groups = np.repeat(values, 3, axis=0), np.repeat(np.arange(20), 3).tolist()
+    naive = np.subtract(*bootstrap_interval(tripled, **OPTIONS))
+    honest = np.subtract(*bootstrap_interval(tripled, **OPTIONS, groups=groups))
+    alone = np.subtract(*bootstrap_interval(values, **OPTIONS))
+    assert np.allclose(honest, alone)
+    assert abs(naive) < 0.75 * abs(honest)  # by √3 in the limit
+
+
+def test_constant_values_have_an_interval_of_no_width():
+    low, high = bootstrap_interval(np.full((5, 2), 3.0), **OPTIONS)
+    assert low.tolist() == high.tolist() == [3.0, 3.0]
+
+
+def test_where_there_is_nothing_to_resample_the_ends_are_nan():
+    values = np.array([[1.0, 1.0], [np.nan, 2.0]])
+    low, high = bootstrap_interval(values, **OPTIONS)
+    assert np.isnan(low[0])
+    assert np.isnan(high[0])
+    assert (low[1], high[1]) == (1.0, 2.0)
+    assert np.isnan(bootstrap_interval(values, **OPTIONS, groups=["a", "a"])).all()
+
+
+def test_many_cells_are_taken_in_blocks(monkeypatch):
+    values = np.random.default_rng(1).normal(size=(5, 11))
+    whole = bootstrap_interval(values, **OPTIONS)
+    monkeypatch.setattr("trimtab.values.bootstrap._BLOCK", 4)
+    assert np.array_equal(whole, bootstrap_interval(values, **OPTIONS))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"level": 95}, "between 0 and 1, such as 0.95, got 95"),
+        ({"samples": 0}, "at least 1, got 0"),
+        ({"groups": ["a"]}, "one label for each of the 3 examples, got 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(TrimtabError, match=message):
+        bootstrap_interval(np.ones((3, 2)), **{**OPTIONS, **change})
