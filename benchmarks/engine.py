@@ -1,7 +1,8 @@
 """The engine against plain forward passes of the same model: `python -m benchmarks.engine [--json] [--only NAME …]`.
 
-The bundled model on the CPU in float32; an indirect-object prompt of 14 tokens and a copy of it that differs in one. A plain
-pass is `lm.hf` called with ids, mask and position ids. Sweeps are timed whole: both runs, planning, and every cell.
+The bundled model on the CPU in float32; an indirect-object prompt of 14 tokens and a copy of it that differs in one. A
+plain pass is `lm.hf` called with ids, mask and position ids. Sweeps are timed whole: both runs, planning, and every
+cell.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -54,7 +56,8 @@ class Bench:
     def n(self, rounds: int) -> int:
         return max(3, int(rounds * self.rounds))
 
-    # Sweeps --------------------------------------------------------------------------------------------------------------
+    # Sweeps
+    # --------------------------------------------------------------------------------------------------------------
 
     def patches(self, corrupt: Prompts, site: str, units: range | None, exact: str = "fast") -> Counterfactuals:
         """Denoising: every cell sets one clean activation in the corrupt run."""
@@ -73,7 +76,9 @@ class Bench:
         return self.lm.counterfactuals(self.clean, edits, self.readout, exact=exact)
 
 
-def sweep_case(bench: Bench, name: str, target: float, sweep: Callable[..., Counterfactuals], rounds: int) -> list[Case]:
+def sweep_case(
+    bench: Bench, name: str, target: float, sweep: Callable[..., Counterfactuals], rounds: int
+) -> list[Case]:
     """Times faster than one plain pass for each cell, and the largest difference from the naive loop."""
     say(name)
     passes = 8
@@ -95,7 +100,8 @@ def sweep_case(bench: Bench, name: str, target: float, sweep: Callable[..., Coun
     return [faster(name, ratio, target, note), equal]
 
 
-# Overheads -----------------------------------------------------------------------------------------------------------------
+# Overheads
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def run_overhead(bench: Bench) -> Case:
@@ -152,7 +158,8 @@ def gradients_heads_neurons(bench: Bench) -> Case:
     return overhead("gradients_heads_neurons", ratio, 0.10, "4 prompts; over forward + backward to the embeddings")
 
 
-# Length, cells, memory -------------------------------------------------------------------------------------------------------
+# Length, cells, memory
+# -------------------------------------------------------------------------------------------------------
 
 
 def long_prompt(bench: Bench, length: int) -> Prompts:
@@ -177,14 +184,18 @@ def growth(bench: Bench) -> list[Case]:
         top = lambda p=prompts, e=edits: bench.lm.counterfactuals(p, e, bench.readout)  # noqa: E731
         ratio = paired(top, bottom, 3)
         note = f"{len(edits)} cells at the last 8 positions"
-        cases.append(Case(f"growth_length_{length}", ratio.value, "plain passes", low=ratio.low, high=ratio.high, note=note))
+        cases.append(
+            Case(f"growth_length_{length}", ratio.value, "plain passes", low=ratio.low, high=ratio.high, note=note)
+        )
     for layers in (1, 5, 15, 30):
         edits = edits_at(bench, list(range(14)), layers)
         say(f"growth_cells_{len(edits)}")
         top = lambda e=edits: bench.lm.counterfactuals(bench.clean, e, bench.readout)  # noqa: E731
         ratio = paired(top, bench.plain, 3)
         note = f"layers 0 to {layers - 1}, all 14 positions"
-        cases.append(Case(f"growth_cells_{len(edits)}", ratio.value, "plain passes", low=ratio.low, high=ratio.high, note=note))
+        cases.append(
+            Case(f"growth_cells_{len(edits)}", ratio.value, "plain passes", low=ratio.low, high=ratio.high, note=note)
+        )
     return cases
 
 
@@ -205,8 +216,7 @@ def sweep_memory_1024(bench: Bench) -> Case:
 
 def reset_peak() -> bool:
     try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
     return True
@@ -214,10 +224,9 @@ def reset_peak() -> bool:
 
 def memory(key: str) -> float:
     """Bytes of this process, from the kernel: VmRSS now, VmHWM at its peak."""
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith(key + ":"):
-                return float(line.split()[1]) * 1024
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return float(line.split()[1]) * 1024
     raise OSError(f"no {key} in /proc/self/status")
 
 
@@ -249,7 +258,7 @@ def main() -> int:
         if options.only is None or name in options.only:
             say(name)
             cases.extend(job())
-    about = f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32; medians of paired rounds, 95 % intervals"
+    about = f"torch {torch.__version__}, {torch.get_num_threads()} threads; medians of paired rounds, 95 % intervals"
     return present("The engine against plain forward passes", cases, options.json, about)
 
 

@@ -8,7 +8,7 @@ import transformers as tf
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tests.model.tinies import IDS, MOE, every_site, exact, fresh, lm_of, off, tolerance
+from tests.model.tinies import IDS, MOE, close, every_site, exact, fresh, lm_of, off
 from tests.tiny import FAMILIES, VOCAB
 from trimtab.errors import ModelError, SiteError
 from trimtab.model.anatomy import Anatomy, apply_linear, family_of, in_features
@@ -144,7 +144,7 @@ class TestAgainstTransformers:
                 module = block.module.get_submodule(getattr(row, name))
                 with torch.no_grad():
                     theirs = module(run[f"L{layer}.attn_in"])
-                assert off(run[f"L{layer}.{name}"].flatten(2), theirs) <= tolerance(lm)
+                close(lm, run[f"L{layer}.{name}"].flatten(2), theirs)
 
 
 class TestOutOfRange:

@@ -57,6 +57,12 @@ def off(x, y):
     return float((x - y).abs().max()) / max(float(y.abs().max()), 1e-30)
 
 
+def close(lm, x, y, what="", times=1.0):
+    """`x` is `y` to rounding."""
+    apart = off(x, y)
+    assert apart <= times * tolerance(lm), f"{what}: off by {apart:.2g} of the largest entry"
+
+
 def real(prompts, values):
     """(token …): the entries (batch pos …) of real tokens."""
     return values[prompts.mask.bool()]
@@ -67,13 +73,13 @@ def site_names(lm, layer=1):
     return [name for name in lm.anatomy.present(layer) if not name.startswith("expert")]
 
 
-def every_site(lm, experts=(0, 2)):
-    """Every site of a model, with two experts of each mixture."""
+def every_site(lm, experts=(0, 2), core=True):
+    """Every site of a model, with two experts of each mixture; without `core`, those that are read bitwise."""
     sites = [Site("embed"), Site("final"), Site("logits")]
     for layer in range(lm.anatomy.n_layers):
         for name in lm.anatomy.present(layer):
             sites += [Site(name, layer, expert=e) for e in (experts if name.startswith("expert") else (None,))]
-    return sites
+    return [site for site in sites if core or site.name not in CORE]
 
 
 def plain_logits(lm, prompts):

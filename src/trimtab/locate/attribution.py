@@ -81,7 +81,9 @@ class Attribution:
         chosen = [c for c in self.components if c.partition(".")[2].partition("[")[0] == name]
         if not chosen:
             have = sorted({c.partition(".")[2].partition("[")[0] for c in self.components if "." in c} - {"attn bias"})
-            raise SiteError(f'no term of this attribution is a "{name}"{nearest(name, have)}: there are {", ".join(have)}')
+            raise SiteError(
+                f'no term of this attribution is a "{name}"{nearest(name, have)}: there are {", ".join(have)}'
+            )
         values = self.values[:, [self.components.index(c) for c in chosen]]
         layers = tuple(dict.fromkeys(int(c[1:].partition(".")[0]) for c in chosen))
         values = values.reshape(len(self), len(layers), -1)
@@ -138,7 +140,9 @@ def direct_logit_attribution(
         ModelError: the architecture norms the residual stream itself, so that it is no sum (OPT-350m). PromptError: a
         token that is several, or positions that are not one for each row.
 
-    >>> import trimtab; lm = trimtab.load("smollm2-135m-instruct")  # doctest: +SKIP
+    >>> import trimtab
+    ...
+    ... lm = trimtab.load("smollm2-135m-instruct")  # doctest: +SKIP
     >>> direct_logit_attribution(lm, "The capital of France is", " Paris").scores("head").top(3)  # doctest: +SKIP
     """
     a = lm.anatomy
@@ -146,8 +150,8 @@ def direct_logit_attribution(
         raise SiteError(f'parts are "head" or "sublayer", got {parts!r}{nearest(str(parts), ["head", "sublayer"])}')
     if any(block.stream_norm is not None for block in a.blocks):
         raise ModelError(
-            f"{lm.name} ({a.family.name}) norms the residual stream itself after every sublayer, so its last stream is no sum "
-            "of what the sublayers wrote and no logit splits into them; measure effects by patching instead"
+            f"{lm.name} ({a.family.name}) norms the residual stream itself after every sublayer, so its last stream is "
+            "no sum of what the sublayers wrote and no logit splits into them; measure effects by patching instead"
         )
     prompts = lm.prompts(prompts)
     scope = Scope.parse(at)
@@ -163,7 +167,9 @@ def direct_logit_attribution(
     finite = torch.isfinite(read[last]).all(-1)
     if not bool(finite.all()):
         row = int(finite.int().argmin())
-        raise ModelError(f"the residual stream of row {row} is not finite at {scope}: the model itself overflows in {lm.dtype}")
+        raise ModelError(
+            f"the residual stream of row {row} is not finite at {scope}: the model itself overflows in {lm.dtype}"
+        )
 
     norm = FrozenNorm(a.norm, read[last])
     total, toward = _direction(lm, read[last], answers, others)
@@ -201,7 +207,7 @@ def _ids(lm: LM, tokens: Tokens, rows: int) -> Tensor:
 
 
 def _logit(lm: LM, normed: Tensor, answers: Tensor, others: Tensor | None) -> Tensor:
-    """(row) logit of the answers, less that of the others, before any soft cap, from the normed stream (row d_model)."""
+    """(row) logit of the answers, less that of the others, before any soft cap, from the normed stream (row d)."""
     a = lm.anatomy
     z = a.unembed(normed if a.project_out is None else a.project_out(normed))
     chosen = z.gather(-1, answers.to(z.device)[:, None])
@@ -227,7 +233,9 @@ def _heads(lm: LM, layer: int, head: Tensor, raw: Tensor, direction: Tensor) -> 
         flat = head.detach().flatten(1).requires_grad_()
         (back,) = torch.autograd.grad((_apply(block.o, flat) * toward.to(flat)).sum(), flat)
     each = (head.double() * back.view_as(head).double()).sum(-1)
-    bias = _dot(_apply(block.o, torch.zeros_like(flat).detach()), toward) + _dot(post.bias.expand_as(direction), direction)
+    bias = _dot(_apply(block.o, torch.zeros_like(flat).detach()), toward) + _dot(
+        post.bias.expand_as(direction), direction
+    )
     terms = {f"L{layer}.head[{i}]": each[:, i] for i in range(each.shape[1])}
     return terms | {f"L{layer}.attn bias": bias}
 

@@ -1,8 +1,8 @@
 """A norm with its scale frozen: the linear map that it was for the vectors of one run.
 
-A LayerNorm or an RMSNorm gives (x − m)·s·w + b, where only the mean m and the scale s depend on x. w and b, and whether
-there is a mean, are found by applying the module to two known vectors, so that no weight is read and Gemma's (1 + w) and
-any epsilon need no rule of their own.
+A LayerNorm or an RMSNorm gives (x − m)·s·w + b, where only the mean m and the scale s depend on x. w and b, and
+whether there is a mean, are found by applying the module to known vectors, so that no weight is read and Gemma's
+(1 + w) and any epsilon need no rule of their own.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class FrozenNorm:
             self.scale = (moved * out).sum(-1, keepdim=True) / (moved * moved).sum(-1, keepdim=True).clamp(min=1e-30)
             if not _close((moved * self.scale + self.bias.double()).to(y.dtype), y):
                 raise ModelError(
-                    f"{type(module).__name__} is neither a LayerNorm nor an RMSNorm: with its scale frozen it is not linear, "
-                    "so logits do not split into terms"
+                    f"{type(module).__name__} is neither a LayerNorm nor an RMSNorm: with its scale frozen it is not "
+                    "linear, so logits do not split into terms"
                 )
 
     def __call__(self, x: Tensor) -> Tensor:

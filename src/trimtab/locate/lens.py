@@ -1,8 +1,8 @@
 """The logit lens: the residual stream of every layer read as if it were the last one's.
 
-nostalgebraist 2020, "interpreting GPT: the logit lens", https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru; the final norm
-is applied to each layer's stream, as there. Early layers write in a basis of their own, which the tuned lens (Belrose et
-al. 2023, arXiv 2303.08112) translates and this one does not.
+nostalgebraist 2020, "interpreting GPT: the logit lens", https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru; the final
+norm is applied to each layer's stream, as there. Early layers write in a basis of their own, which the tuned lens
+(Belrose et al. 2023, arXiv 2303.08112) translates and this one does not.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def logit_lens(
     Raises:
         PromptError: several rows, or an answer that is not one token. SiteError: a site that is no residual stream.
 
-    >>> import trimtab; lm = trimtab.load("smollm2-135m-instruct")  # doctest: +SKIP
+    >>> import trimtab
+    ...
+    ... lm = trimtab.load("smollm2-135m-instruct")  # doctest: +SKIP
     >>> logit_lens(lm, "The capital of France is").top("L29.resid_post")[0].token  # doctest: +SKIP
     ' Paris'
     """
@@ -79,7 +81,9 @@ def logit_lens(
             own = _log_probabilities(logits[start : start + size])
             targets = own.argmax(-1) if target is None else torch.full_like(own[:, 0], target, dtype=torch.long)
             blocks = (run.tokens(site)[start : start + size] for site in streams)
-            cells = [_cells(_log_probabilities(lm.unembed(lm.final(x))).to(own.device), own, targets, top) for x in blocks]
+            cells = [
+                _cells(_log_probabilities(lm.unembed(lm.final(x))).to(own.device), own, targets, top) for x in blocks
+            ]
             for name in cells[0]:
                 found[name].append(np.stack([cell[name] for cell in cells]))
             found["targets"].append(targets.cpu().numpy())

@@ -106,7 +106,9 @@ class Anatomy:
         """The site itself, or a `SiteError` when this model has no such layer, unit or tensor."""
         check_alias(site, qk_norm=self.family.q_norm is not None, logit_cap=self.logit_cap is not None)
         if site.layer is not None and not 0 <= site.layer < self.n_layers:
-            raise SiteError(f"{site}: layer {site.layer} is out of range; this model has layers 0 to {self.n_layers - 1}")
+            raise SiteError(
+                f"{site}: layer {site.layer} is out of range; this model has layers 0 to {self.n_layers - 1}"
+            )
         reason = self.absence(site)
         if reason:
             raise SiteError(f"{site} does not exist here: {reason}")
@@ -117,7 +119,9 @@ class Anatomy:
             units = self.units(site)
             bad = [i for i in site.index if i >= units]
             if bad:
-                raise SiteError(f"{site}: {site.unit} {bad[0]} is out of range; there are {site.unit}s 0 to {units - 1}")
+                raise SiteError(
+                    f"{site}: {site.unit} {bad[0]} is out of range; there are {site.unit}s 0 to {units - 1}"
+                )
         return site
 
     def absence(self, site: Site) -> str | None:
@@ -185,7 +189,7 @@ class Anatomy:
         """
         if isinstance(pattern, Site):
             return [self.resolve(pattern)]
-        found = [s for s in Selection.parse(pattern).expand(self.n_layers, self.units)]
+        found = Selection.parse(pattern).expand(self.n_layers, self.units)
         kept = [s for s in found if self.absence(s) is None] if len(found) > 1 else found
         if not kept:
             raise SiteError(f"{pattern}: no such site in this model: {self.absence(found[0])}" if found else pattern)
@@ -194,7 +198,9 @@ class Anatomy:
     def present(self, layer: int) -> list[str]:
         """Names of the sites that exist in one layer, in the order in which they are computed."""
         rows = sorted((kind for kind in SITES.values() if kind.layered), key=lambda kind: kind.order)
-        return [k.name for k in rows if self.absence(Site(k.name, layer, expert=0 if "expert" in k.name else None)) is None]
+        return [
+            k.name for k in rows if self.absence(Site(k.name, layer, expert=0 if "expert" in k.name else None)) is None
+        ]
 
     # Taps ------------------------------------------------------------------------------------------------------------
 
@@ -271,7 +277,8 @@ class Anatomy:
         return Tap(_at(block.module, norm), "out", layout)
 
 
-# Finding parts ---------------------------------------------------------------------------------------------------------
+# Finding parts
+# ---------------------------------------------------------------------------------------------------------
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -281,7 +288,9 @@ def family_of(config: PreTrainedConfig) -> Family:
             return row
     known = sorted({t for row in ROWS for t in row.types})
     if config.model_type in known:
-        raise ModelError(f"this variant of {config.model_type} is not supported: its options change what the sites mean")
+        raise ModelError(
+            f"this variant of {config.model_type} is not supported: its options change what the sites mean"
+        )
     raise ModelError(
         f"architecture {config.model_type!r} is not supported{nearest(config.model_type, known)}; "
         f"supported: {', '.join(known)}. A new family is one row in trimtab/model/families.py"
@@ -312,7 +321,7 @@ def _block(family: Family, block: nn.Module) -> Block:
     down = None if moe else part(family.down)
     mlp = part(family.mlp)
     if experts is not None:
-        d_mlp, n_experts = int(experts.down_proj.shape[-1]), int(experts.down_proj.shape[0])
+        n_experts, _, d_mlp = _parameter(experts, "down_proj").shape
     else:
         d_mlp, n_experts = in_features(_one(down)), 0
     return Block(
@@ -341,9 +350,16 @@ def _block(family: Family, block: nn.Module) -> Block:
     )
 
 
+def _parameter(module: nn.Module, name: str) -> Tensor:
+    parameter = getattr(module, name, None)
+    if not isinstance(parameter, Tensor):
+        raise ModelError(f"{type(module).__name__} has no parameter {name!r}: its experts are not kept in one tensor")
+    return parameter
+
+
 def _kv_heads(config: PreTrainedConfig, block: nn.Module) -> int:
     if config.model_type == "falcon":  # its configuration keeps num_kv_heads also where one head is used
-        return int(block.self_attention.num_kv_heads)
+        return int(getattr(_at(block, "self_attention"), "num_kv_heads"))  # noqa: B009
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 

@@ -1,9 +1,10 @@
 """Inside attention: rotated queries and keys, scores and pattern of chosen layers, in every family.
 
-Fused attention kernels never form the scores, so a layer whose scores are wanted runs the plain formula instead, and that
-layer alone: its attention module gets a copy of its configuration that names our function, the other layers keep theirs.
-Families whose attention does not go through transformers' interface have routes of their own (`Family.core`). Registering
-our function for the whole model would lose the mask, because masks are made from the model's configuration.
+Fused attention kernels never form the scores, so a layer whose scores are wanted runs the plain formula instead, and
+that layer alone: its attention module gets a copy of its configuration that names our function, the other layers keep
+theirs. Families whose attention does not go through transformers' interface have routes of their own (`Family.core`).
+Registering our function for the whole model would lose the mask, because masks are made from the model's
+configuration.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ _ACTS: dict[int, list[Act]] = {}
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, act: Act, softcap: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    act: Act,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention written out, with `act` called on every intermediate.
 
@@ -194,7 +201,9 @@ def _forward_under(module: nn.Module, mode: Callable[[], TorchFunctionMode]) -> 
 def _method(module: nn.Module, act: Act) -> Iterator[None]:
     scaling = 1 / float(module.scale_attn)  # pyright: ignore[reportArgumentType]
 
-    def method(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def method(
+        query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         exact = torch.float32 if query.dtype.itemsize < 4 else query.dtype
         out, pattern = attend(query.to(exact), key.to(exact), value, attention_mask, scaling, act)
         return out.to(value.dtype), pattern

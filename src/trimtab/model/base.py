@@ -1,8 +1,8 @@
 """The base run of the engine: what is kept of it, and how a block is run again on a suffix of some rows.
 
-Each block's arguments are captured once from a real forward pass of the model. To run a block on the columns from p on,
-position embeddings and ids are cut to those columns, the mask to those queries, and the cache is an object that puts the
-base run's keys and values of the columns before p in front of the new ones.
+Each block's arguments are captured once from a real forward pass of the model. To run a block on the columns from p
+on, position embeddings and ids are cut to those columns, the mask to those queries, and the cache is an object that
+puts the base run's keys and values of the columns before p in front of the new ones.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from trimtab.errors import ModelError
 from trimtab.model.anatomy import Anatomy
@@ -40,6 +41,7 @@ class Prefix:
     rows: Tensor | None = None
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Keys and values of all columns, from those of the suffix (row head pos d_head)."""
         if self.start == 0:
             return key, value
         return self._join(self.keys[layer_idx], key), self._join(self.values[layer_idx], value)
@@ -50,6 +52,7 @@ class Prefix:
         return torch.cat([head, new], dim=2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns before the suffix."""
         return self.start
 
 
@@ -78,7 +81,9 @@ class BaseRun:
         many = rows if self.prompts.batch > 1 else None
         call = self.calls[layer]
         cache_name = self.anatomy.family.cache
-        arguments = {name: self._cut(name, value, many, start, len(hidden)) for name, value in call.items() if name != cache_name}
+        arguments = {
+            name: self._cut(name, value, many, start, len(hidden)) for name, value in call.items() if name != cache_name
+        }
         arguments[cache_name] = Prefix(self.keys, self.values, start, many)
         if "attention_mask" in call:
             arguments["attention_mask"] = self._mask(call["attention_mask"], many, start, hidden)
@@ -97,7 +102,9 @@ class BaseRun:
             shaped = value.view(self.prompts.batch, heads, 1, -1)
             shaped = shaped.expand(n, -1, -1, -1) if rows is None else shaped[rows.to(value.device)]
             return shaped.reshape(n * heads, *value.shape[1:]) if value.ndim == 3 else shaped
-        raise ModelError(f"a block was called with {name}={type(value).__name__}, which the engine does not know how to cut")
+        raise ModelError(
+            f"a block was called with {name}={type(value).__name__}, which the engine does not know how to cut"
+        )
 
     def _mask(self, mask: Tensor | None, rows: Tensor | None, start: int, hidden: Tensor) -> Tensor | None:
         width = self.prompts.width
@@ -118,7 +125,9 @@ def base_run(lm: LM, prompts: Prompts, sites: Iterable[Site]) -> BaseRun:
     wanted = set(sites)
     steps = [reader(site, lm.anatomy, prompts, {}, found, set()) for site in wanted]
     calls: list[dict[str, Any]] = []
-    handles = [block.module.register_forward_pre_hook(_captured(calls), with_kwargs=True) for block in lm.anatomy.blocks]
+    handles = [
+        block.module.register_forward_pre_hook(_captured(calls), with_kwargs=True) for block in lm.anatomy.blocks
+    ]
     last = Site("resid_post", lm.anatomy.n_layers - 1)
 
     def stop(*_: object) -> None:
@@ -138,12 +147,16 @@ def base_run(lm: LM, prompts: Prompts, sites: Iterable[Site]) -> BaseRun:
         for name, value in call.items():
             known = isinstance(value, PLAIN) or name in (*BY_ROW, "attention_mask", "alibi", lm.anatomy.family.cache)
             if not known:
-                raise ModelError(f"a block takes {name}={type(value).__name__}, which the engine cannot cut to a suffix")
-    layers = enumerate(cache.layers)
-    keys, values = {}, {}
-    for i, layer in layers:
+                raise ModelError(
+                    f"a block takes {name}={type(value).__name__}, which the engine cannot cut to a suffix"
+                )
+    keys: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
+    for i, layer in enumerate(cache.layers):
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None and layer.values is not None  # noqa: PT018
         keys[i], values[i] = layer.keys, layer.values
-    return BaseRun(prompts, lm.anatomy, found, calls, keys, values)  # pyright: ignore[reportArgumentType]
+    return BaseRun(prompts, lm.anatomy, found, calls, keys, values)
 
 
 def _captured(calls: list[dict[str, Any]]) -> Any:

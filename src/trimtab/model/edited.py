@@ -1,7 +1,7 @@
 """Edits that stay on a model for a `with` block, whoever calls it: `lm.run`, `lm.generate`, or `lm.hf` directly.
 
-Inside `lm.run` the prompts are known. A direct call of the model is understood from its arguments: ids and mask make the
-prompts, and a cache that already holds tokens means that generation goes on from the prompts of the call before.
+Inside `lm.run` the prompts are known. A direct call of the model is understood from its arguments: ids and mask make
+the prompts, and a cache that already holds tokens means that generation goes on from the prompts of the call before.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from trimtab.model.frame import Frame
 from trimtab.model.hooks import Hooks, Step
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
+from trimtab.model.steps import condition_step
 from trimtab.values.edit import Edit
 
 if TYPE_CHECKING:
@@ -44,13 +45,11 @@ class Edited:
         self.own_frame: Frame | None = None
 
     def __enter__(self) -> Edited:
-        from trimtab.model.lm import _condition_step
-
         anatomy = self.lm.anatomy
         steps: list[Step] = []
         for edit in self.edits:
             if edit.when is not None:
-                steps.append(_condition_step(edit.when, anatomy))
+                steps.append(condition_step(edit.when, anatomy))
             steps.append(Step(anatomy.resolve(edit.site).base.whole, change=self._late(edit)))
         try:
             handle = self.lm.hf.register_forward_pre_hook(self._before, with_kwargs=True)
@@ -94,7 +93,11 @@ class Edited:
             mask = kwargs.get("attention_mask")
             if past:
                 raise EditError("an edited model was called with a cache from outside the block; start inside it")
-            prompts = Prompts.of(ids, self.lm.tokenizer, mask=mask) if mask is not None else Prompts.of(ids, self.lm.tokenizer)
+            prompts = (
+                Prompts.of(ids, self.lm.tokenizer, mask=mask)
+                if mask is not None
+                else Prompts.of(ids, self.lm.tokenizer)
+            )
             self.ids = ids
             self.own_frame = Frame.whole(prompts)
         else:

@@ -32,9 +32,13 @@ class Source(Protocol):
     """What an edit needs of another run: its prompts and its activations at a site (batch pos …)."""
 
     @property
-    def prompts(self) -> Prompts: ...
+    def prompts(self) -> Prompts:
+        """What was run."""
+        ...
 
-    def whole(self, site: Site) -> Tensor: ...
+    def whole(self, site: Site) -> Tensor:
+        """A whole site, (batch pos unit …)."""
+        ...
 
 
 def blend(x: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
@@ -135,8 +139,8 @@ class Compiler:
             return None
         if edit.when is not None and self.resolve(edit.when.site).depth >= site.depth:
             raise EditError(
-                f"{edit}: the condition reads {edit.when.site}, which is computed after {site}; choose an earlier site for "
-                "the condition, or read it in a first run and pass rows="
+                f"{edit}: the condition reads {edit.when.site}, which is not computed before {site}; choose an earlier "
+                "site for the condition, or read it in a first run and give the edit rows="
             )
         index = _index(site, self.device)
         if site.view is None:
@@ -144,6 +148,7 @@ class Compiler:
         return Compiled(edit, site.base, None, weight, self._through_dictionary(edit, site, index))
 
     def weigh(self, edit: Edit) -> Weight | None:
+        """The weights of an edit's rows and columns; None when they are all zero."""
         n = self.prompts.batch
         strength = torch.as_tensor(edit.strength, dtype=torch.float64)
         if strength.ndim and len(strength) != n:
@@ -160,10 +165,13 @@ class Compiler:
             return None
         everywhere = edit.where.kind == "all" and bool((scale == 1).all())
         covered = self.prompts.columns(edit.where).cpu()
-        table = covered & (scale == 1)[:, None] if bool(((scale == 0) | (scale == 1)).all()) else covered * scale[:, None]
+        table = (
+            covered & (scale == 1)[:, None] if bool(((scale == 0) | (scale == 1)).all()) else covered * scale[:, None]
+        )
         return Weight(edit.where, table.to(self.device), scale.to(self.device), everywhere, edit.when)
 
     def operation(self, edit: Edit, site: Site) -> Op:
+        """The function behind an edit's operation and value."""
         value = edit.value
         match edit.op, value:
             case "set", Ref():
@@ -189,9 +197,11 @@ class Compiler:
                 return self._gradient(edit, site, value)
         raise EditError(f"{edit}: {edit.op} does not take a value of type {type(value).__name__}")
 
-    # Values ------------------------------------------------------------------------------------------------------------
+    # Values
+    # ------------------------------------------------------------------------------------------------------------
 
     def tensor(self, array: np.ndarray | float) -> Tensor:
+        """A number or array as a tensor of the model's kind."""
         return torch.as_tensor(np.array(array), dtype=self.dtype, device=self.device)
 
     def _unit_shape(self, site: Site) -> tuple[int, ...]:
@@ -207,8 +217,8 @@ class Compiler:
         core = tensor.shape[2:] if full else tensor.shape[1:] if rows else tensor.shape
         if len(core) > len(shape) or any(a not in (1, b) for a, b in zip(core[::-1], shape[::-1], strict=False)):
             raise EditError(
-                f"{edit}: value must have a shape that fits {site}, {_form(shape)} (or with batch, or batch and pos, in front: "
-                f"{_form((n, width, *shape))}); got {_form(tuple(tensor.shape))}"
+                f"{edit}: value must have a shape that fits {site}, {_form(shape)} (or with batch, or batch and pos, in "
+                f"front: {_form((n, width, *shape))}); got {_form(tuple(tensor.shape))}"
             )
         if full:
             return lambda x, frame: _window(tensor, frame).to(x.device, x.dtype)
@@ -220,7 +230,9 @@ class Compiler:
         """Another run's activations, moved to the columns that this edit covers."""
         if ref.run not in self.runs:
             have = ", ".join(sorted(self.runs)) or "none"
-            raise EditError(f'{edit}: no run named "{ref.run}" was given (runs: {have}); pass runs={{"{ref.run}": run}}')
+            raise EditError(
+                f'{edit}: no run named "{ref.run}" was given (runs: {have}); pass runs={{"{ref.run}": run}}'
+            )
         source = self.runs[ref.run]
         origin = self.resolve(ref.site) if ref.site is not None else site
         values = source.whole(origin.whole)
@@ -247,7 +259,7 @@ class Compiler:
             if len(at) not in (1, len(to)):
                 raise EditError(
                     f'{edit}: row {row} has {len(to)} positions to set and run "{ref.run}" has {len(at)} there; '
-                    "compare prompts of different length by a span that has the same number of tokens, or by one position"
+                    "compare prompts of different length by one position, or by a span with the same number of tokens"
                 )
             if to:
                 out[row, to] = values[row if len(values) > 1 else 0, at]
@@ -261,7 +273,9 @@ class Compiler:
         def column(c: int) -> Tensor:
             if c not in columns:
                 generator = torch.Generator().manual_seed(noise.seed * 1_000_003 + c)
-                columns[c] = torch.randn(self.prompts.batch, *shape, generator=generator, dtype=torch.float64) * noise.sigma
+                columns[c] = (
+                    torch.randn(self.prompts.batch, *shape, generator=generator, dtype=torch.float64) * noise.sigma
+                )
             return columns[c]
 
         def draw(x: Tensor, frame: Frame) -> Tensor:
@@ -270,12 +284,15 @@ class Compiler:
 
         return draw
 
-    # Operations that need more than one array ----------------------------------------------------------------------------
+    # Operations that need more than one array
+    # ----------------------------------------------------------------------------
 
     def _last(self, edit: Edit, site: Site, array: np.ndarray, name: str) -> Tensor:
         width = self._unit_shape(site)[-1]
         if array.shape[-1] != width:
-            raise EditError(f"{edit}: {name} must have {width} columns, the last axis of {site}; got shape {array.shape}")
+            raise EditError(
+                f"{edit}: {name} must have {width} columns, the last axis of {site}; got shape {array.shape}"
+            )
         return self.tensor(array)
 
     def _rotate(self, edit: Edit, site: Site, value: Rotation) -> Op:
@@ -371,7 +388,9 @@ def evaluate(condition: Condition, x: Tensor, frame: Frame) -> None:
 def _set(value: Callable[[Tensor, Frame], Tensor]) -> Op:
     def set_to(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
         v = value(x, frame).expand_as(x)
-        return v.clone() if w is None else blend(x, v, w)  # a model may write into what it is given: never the source itself
+        return (
+            v.clone() if w is None else blend(x, v, w)
+        )  # a model may write into what it is given: never the source itself
 
     return set_to
 

@@ -1,8 +1,8 @@
 """Inside a mixture of experts: routing weights, and the output and neurons of single experts.
 
-Current transformers keep all experts in one parameter, so there is no module to hook. An expert's neurons and output are
-computed again here from that parameter, only for the experts asked for; an edit is added to the layer's output as the
-difference that it makes to that expert's contribution, which is exact because contributions are summed.
+Current transformers keep all experts in one parameter, so there is no module to hook. An expert's neurons and output
+are computed again here from that parameter, only for the experts asked for; an edit is added to the layer's output as
+the difference that it makes to that expert's contribution, which is exact because contributions are summed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def as_choices(dense: Tensor) -> tuple[Tensor, Tensor]:
 def contributions(module: nn.Module, hidden: Tensor, dense: Tensor, experts: list[int], act: Act) -> Tensor:
     """What the edits of `act` add to the layer's output (token d_model).
 
-    An expert's contribution is its output times its routing weight, zero for tokens not routed to it; its neurons likewise
-    are shown as zero for tokens that it does not see.
+    An expert's contribution is its output times its routing weight, zero for tokens not routed to it; its neurons
+    likewise are shown as zero for tokens that it does not see.
     """
     total = torch.zeros_like(hidden)
     for expert in experts:
@@ -42,7 +42,7 @@ def contributions(module: nn.Module, hidden: Tensor, dense: Tensor, experts: lis
         seen = weight != 0
         gate, up = nn.functional.linear(hidden, module.gate_up_proj[expert]).chunk(2, dim=-1)  # pyright: ignore[reportIndexIssue]
         neurons = torch.where(seen, module.act_fn(gate) * up, 0)  # pyright: ignore[reportCallIssue]
-        down: Tensor = module.down_proj[expert]  # pyright: ignore[reportIndexIssue, reportAssignmentType]
+        down: Tensor = module.down_proj[expert]  # pyright: ignore[reportIndexIssue]
 
         def add_up(n: Tensor, down: Tensor = down, weight: Tensor = weight) -> Tensor:
             return (nn.functional.linear(n, down) * weight).to(hidden.dtype)

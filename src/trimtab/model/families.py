@@ -38,11 +38,12 @@ class Family:
     qkv: str | None = None
     """(block) one projection for all three, packed as `packing` says."""
     packing: Literal["columns", "grouped"] = "columns"
-    """columns: all queries, then all keys, then all values; grouped: for each key-value head its queries, key, value."""
+    """columns: queries, then keys, then values; grouped: for each key-value head its queries, its key, its value."""
     q_norm: str | None = None
     k_norm: str | None = None
     qk_norm: QKNorm = "flat"
-    """Layout at the output of the query and key norms: (batch pos head·d_head), (batch pos head d_head), (batch head pos d_head)."""
+    """Layout at the output of the query and key norms: (batch pos head·d_head), (batch pos head d_head), (batch head
+    pos d_head)."""
     o: str = "self_attn.o_proj"
     attn_post: str | None = None
     """(block) a norm between the output projection and the residual stream."""
@@ -63,11 +64,12 @@ class Family:
     parallel: bool = False
     """Attention and MLP both read `resid_pre`; there is no `resid_mid`."""
     stream_norm: tuple[str, str] | None = None
-    """(block) norms applied to the whole stream after attention and after the MLP (post-norm of the first transformers)."""
+    """(block) norms applied to the whole stream after attention and after the MLP (post-norm of the first
+    transformers)."""
     rotary: bool = True
     core: Literal["interface", "sdpa", "method", "softmax"] = "interface"
-    """How attention scores are reached: transformers' attention interface, the call of scaled_dot_product_attention, the
-    method `_attn`, the call of softmax."""
+    """How attention scores are reached: transformers' attention interface, the call of scaled_dot_product_attention,
+    the method `_attn`, the call of softmax."""
     cache: Literal["past_key_values", "layer_past"] = "past_key_values"
     residual_inside: bool = False
     """Attention and MLP modules take the residual stream as second argument and return the sum."""
@@ -219,7 +221,10 @@ FALCON = replace(
     when=lambda config: (config.parallel_attn or config.new_decoder_architecture) and not config.alibi,
 )
 FALCON_GROUPED = replace(
-    FALCON, name="falcon-grouped", repeats_keys=True, when=lambda config: config.new_decoder_architecture and not config.alibi
+    FALCON,
+    name="falcon-grouped",
+    repeats_keys=True,
+    when=lambda config: config.new_decoder_architecture and not config.alibi,
 )
 FALCON_ALIBI = replace(
     FALCON,

@@ -19,10 +19,11 @@ from trimtab.values.edit import Condition
 class Frame:
     """What one forward pass covers.
 
-    `rows` (batch) is the row of the prompts for each row of the batch, None for the same order; `variants` (batch) is the
-    engine's number of the counterfactual. Columns are absolute: 0 is the first column of the padded prompt, columns from
-    `prompts.width` on are generated tokens. `ids` (batch stop) are the token ids of all columns so far, needed beyond the
-    prompt only. `held` keeps what conditions decided on the prompt for the generated tokens that follow.
+    `rows` (batch) is the row of the prompts for each row of the batch, None for the same order; `variants` (batch) is
+    the engine's number of the counterfactual. Columns are absolute: 0 is the first column of the padded prompt,
+    columns from `prompts.width` on are generated tokens. `ids` (batch stop) are the token ids of all columns so far,
+    needed beyond the prompt only. `held` keeps what conditions decided on the prompt for the generated tokens that
+    follow.
     """
 
     prompts: Prompts
@@ -41,6 +42,7 @@ class Frame:
 
     @property
     def stop(self) -> int:
+        """The column behind the last one."""
         return self.start + self.length
 
     def pick(self, batch_rows: Tensor) -> Frame:

@@ -1,17 +1,16 @@
 """Generation with edits on, under the key-value cache: greedy or sampled, in batches, streamed or whole.
 
-A step is a call of the Hugging Face model on the newest token of every row. Positions of edits are absolute: an edit at the
-subject acts while the prompt is read, and its effect lives on in the cache; an edit of "all" acts on every new token too.
-Batches are padded on the left whatever side they came with. Sampling warps logits with transformers' own processors, and
-each row draws from a generator of its own, so a row's text does not depend on its batch.
+A step is a call of the Hugging Face model on the newest token of every row. Positions of edits are absolute: an edit
+at the subject acts while the prompt is read, and its effect lives on in the cache; an edit of "all" acts on every new
+token too. Batches are padded on the left whatever side they came with. Sampling warps logits with transformers' own
+processors, and each row draws from a generator of its own, so a row's text does not depend on its batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -24,10 +23,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from trimtab.errors import PromptError
+from trimtab.errors import PromptError, nearest
 from trimtab.model.edits import Source
 from trimtab.model.frame import Frame
-from trimtab.model.prompts import Prompts
+from trimtab.model.prompts import Prompts, SpanLike
 from trimtab.model.protocols import Dictionary
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
 class Generation:
     """Continuations of prompts.
 
-    `ids` are the new token ids of each row, without padding and including an end-of-sequence token where one came; `texts`
-    the new text of each row, special tokens left out.
+    `ids` are the new token ids of each row, without padding and including an end-of-sequence token where one came;
+    `texts` the new text of each row, special tokens left out.
     """
 
     prompts: Prompts
@@ -64,77 +63,95 @@ class Piece:
     texts: tuple[str, ...]
 
 
-def generate(lm: LM, prompts: Text, edit: Edits = None, **options: object) -> Generation:
-    """Continue prompts.
+class Options(TypedDict, total=False):
+    """How to continue; every one may be left out."""
 
-    Options: `max_new_tokens` (32), `temperature` (0: greedy), `top_k`, `top_p`, `repetition_penalty`, `seed` (0, for
-    sampling), `stop` (texts that end a row), `cache` (True), `runs`, `dictionaries`, and `chat`, `system`, `spans`, `bos` for
-    prompts given as text. The end-of-sequence tokens of the model's generation configuration end a row.
+    max_new_tokens: int
+    """New tokens at most (32)."""
+    temperature: float
+    """0 (default) is greedy."""
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float | None
+    seed: int
+    """For sampling (0); every row draws from a generator of its own with this seed."""
+    stop: str | Sequence[str]
+    """Texts that end a row where they appear."""
+    cache: bool
+    """Keep keys and values (True); False runs the whole text at every step, to compare with."""
+    runs: Mapping[str, Source] | None
+    dictionaries: Mapping[str, Dictionary] | None
+    chat: bool
+    """Put texts into the chat template; with `system`, `spans` and `bos` as in `Prompts.of`."""
+    system: str | None
+    spans: Mapping[str, SpanLike | Sequence[SpanLike]] | None
+    bos: bool | None
+
+
+def generate(lm: LM, prompts: Text, edit: Edits = None, **options: Unpack[Options]) -> Generation:
+    """Continue prompts, with edits on; the options are those of `Options`.
+
+    The end-of-sequence tokens of the model's generation configuration end a row. With `edit` None or empty, greedy
+    tokens are those of `lm.hf.generate`.
 
     Raises `PromptError` for options out of range, `EditError` and `SiteError` for edits that do not fit.
     """
-    prompts, options = _prompts(lm, prompts, options)
-    rows: list[list[int]] = [[] for _ in range(prompts.batch)]
-    for piece in _steps(lm, prompts, edit, **options):  # pyright: ignore[reportArgumentType]
+    steps = _Steps(lm, prompts, options)
+    rows: list[list[int]] = [[] for _ in range(steps.prompts.batch)]
+    for piece in steps.run(edit):
         for row, token in zip(rows, piece.ids, strict=True):
             if token is not None:
                 row.append(token)
-    return Generation(prompts, tuple(map(tuple, rows)), tuple(_text(lm, row) for row in rows))
+    return Generation(steps.prompts, tuple(map(tuple, rows)), tuple(_text(lm, row) for row in rows))
 
 
-def stream(lm: LM, prompts: Text, edit: Edits = None, **options: object) -> Iterator[Piece]:
+def stream(lm: LM, prompts: Text, edit: Edits = None, **options: Unpack[Options]) -> Iterator[Piece]:
     """Like `generate`, one `Piece` for each step; closing the iterator early takes the edits off the model."""
-    prompts, options = _prompts(lm, prompts, options)
-    return _steps(lm, prompts, edit, **options)  # pyright: ignore[reportArgumentType]
+    return _Steps(lm, prompts, options).run(edit)
 
 
-def _prompts(lm: LM, source: Text, options: dict[str, object]) -> tuple[Prompts, dict[str, object]]:
-    about = {k: options[k] for k in ("chat", "system", "spans", "bos") if k in options}
-    rest = {k: v for k, v in options.items() if k not in about}
-    return lm.prompts(source, **about).pad("left"), rest
+class _Steps:
+    """One generation: its prompts, its options, and the loop over steps."""
 
+    def __init__(self, lm: LM, source: Text, options: Options) -> None:
+        known = Options.__annotations__
+        for name in options:
+            if name not in known:
+                raise PromptError(
+                    f'generation has no option "{name}"{nearest(name, known)}; options: {", ".join(known)}'
+                )
+        self.lm, self.options = lm, options
+        about = {name: value for name, value in options.items() if name in ("chat", "system", "spans", "bos")}
+        self.prompts = lm.prompts(source, **about).pad("left")
+        self.most = options.get("max_new_tokens", 32)
+        self.temperature = options.get("temperature", 0.0)
+        if self.most < 1 or self.temperature < 0:
+            raise PromptError(
+                f"max_new_tokens must be at least 1 and temperature at least 0, got {self.most} and {self.temperature}"
+            )
+        stop = options.get("stop", ())
+        self.stops = (stop,) if isinstance(stop, str) else tuple(stop)
 
-def _steps(
-    lm: LM,
-    prompts: Prompts,
-    edit: Edits,
-    *,
-    max_new_tokens: int = 32,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float | None = None,
-    seed: int = 0,
-    stop: str | Sequence[str] = (),
-    cache: bool = True,
-    runs: Mapping[str, Source] | None = None,
-    dictionaries: Mapping[str, Dictionary] | None = None,
-) -> Iterator[Piece]:
-    if max_new_tokens < 1 or temperature < 0:
-        raise PromptError(f"max_new_tokens must be at least 1 and temperature at least 0, got {max_new_tokens}, {temperature}")
-    pick = _Sampler(prompts, temperature, top_k, top_p, repetition_penalty, seed)
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    ends = _ends(lm)
-    ids, mask = prompts.ids, prompts.mask
-    rows = [_Row(lm, stops, ends) for _ in range(prompts.batch)]
-    store = DynamicCache(config=lm.hf.config) if cache else None
-    hooks = lm.hooked(prompts, edit, runs, dictionaries) if edit is not None else nullcontext()
-    with torch.no_grad(), hooks:
-        held: Frame = Frame.whole(prompts)
-        start = 0
-        for _ in range(max_new_tokens):
-            frame = Frame(prompts, prompts.batch, start, ids.shape[1] - start, ids=ids, held=held.held)
-            with lm.framed(frame):
-                logits = _forward(lm, ids[:, start:], mask, start, store)
-            new = pick(ids, logits)
-            pieces = [row.take(token) for row, token in zip(rows, new.tolist(), strict=True)]
-            yield Piece(tuple(p[0] for p in pieces), tuple(p[1] for p in pieces))
-            if all(row.done for row in rows):
-                return
-            if cache:
-                start = ids.shape[1]
-            ids = torch.cat([ids, new[:, None].to(ids.device)], dim=1)
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    def run(self, edit: Edits) -> Iterator[Piece]:
+        """Step by step; the hooks live as long as the iterator."""
+        lm, prompts, options = self.lm, self.prompts, self.options
+        pick = _Sampler(prompts.batch, self.temperature, options)
+        rows = [_Row(lm, self.stops, _ends(lm)) for _ in range(prompts.batch)]
+        ids, mask, start = prompts.ids, prompts.mask, 0
+        store = DynamicCache(config=lm.hf.config) if options.get("cache", True) else None
+        with torch.no_grad(), lm.hooked(prompts, edit, options.get("runs"), options.get("dictionaries")) as whole:
+            for _ in range(self.most):
+                frame = Frame(prompts, prompts.batch, start, ids.shape[1] - start, ids=ids, held=whole.held)
+                with lm.framed(frame):
+                    logits = _forward(lm, ids[:, start:], mask, start, store)
+                new = pick(ids, logits)
+                pieces = [row.take(token) for row, token in zip(rows, new.tolist(), strict=True)]
+                yield Piece(tuple(p[0] for p in pieces), tuple(p[1] for p in pieces))
+                if all(row.done for row in rows):
+                    return
+                start = 0 if store is None else ids.shape[1]
+                ids = torch.cat([ids, new[:, None].to(ids.device)], dim=1)
+                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
 
 
 def _forward(lm: LM, ids: Tensor, mask: Tensor, start: int, store: DynamicCache | None) -> Tensor:
@@ -152,26 +169,19 @@ def _forward(lm: LM, ids: Tensor, mask: Tensor, start: int, store: DynamicCache 
 class _Sampler:
     """The next token of every row from its logits."""
 
-    def __init__(
-        self,
-        prompts: Prompts,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        repetition_penalty: float | None,
-        seed: int,
-    ) -> None:
+    def __init__(self, batch: int, temperature: float, options: Options) -> None:
         self.greedy = temperature == 0
         self.processors = LogitsProcessorList()
-        if repetition_penalty is not None:
-            self.processors.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
+        penalty, top_k, top_p = options.get("repetition_penalty"), options.get("top_k"), options.get("top_p")
+        if penalty is not None:
+            self.processors.append(RepetitionPenaltyLogitsProcessor(penalty))
         if not self.greedy:
             self.processors.append(TemperatureLogitsWarper(float(temperature)))
             if top_k:
                 self.processors.append(TopKLogitsWarper(top_k))
             if top_p is not None and top_p < 1:
                 self.processors.append(TopPLogitsWarper(top_p))
-        self.generators = [torch.Generator().manual_seed(seed) for _ in range(prompts.batch)]
+        self.generators = [torch.Generator().manual_seed(options.get("seed", 0)) for _ in range(batch)]
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         if self.processors:
@@ -212,7 +222,7 @@ def _text(lm: LM, ids: Sequence[int]) -> str:
 
 def _ends(lm: LM) -> frozenset[int]:
     config = getattr(lm.hf, "generation_config", None)
-    eos = getattr(config, "eos_token_id", None)
-    if eos is None:
-        eos = lm.tokenizer.eos_token_id
+    eos: int | list[int] | None = getattr(config, "eos_token_id", None)
+    if eos is None and lm.tokenizer is not None:
+        eos = lm.tokenizer.eos_token_id  # pyright: ignore[reportAssignmentType]
     return frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)

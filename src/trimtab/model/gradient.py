@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Gradients:
     """A number for each row, activations at sites, and the number's gradient there.
 
-    `value` (row); `activations` and `gradients` are runs: `result.gradients["L3.head"]` is (batch pos head d_head), zero at
-    pads. Unit of a gradient: the readout's unit per unit of activation.
+    `value` (row); `activations` and `gradients` are runs: `result.gradients["L3.head"]` is (batch pos head d_head),
+    zero at pads. Unit of a gradient: the readout's unit per unit of activation.
     """
 
     value: Tensor
@@ -60,17 +60,20 @@ def gradients(
     wanted = lm.sites(sites)
     for site in wanted:
         if site != site.whole or site.view is not None or site.name in ("router", "expert", "expert.neuron"):
-            raise SiteError(f"{site}: gradients are taken at whole sites; ask for {site.base.whole} and index the result")
+            raise SiteError(
+                f"{site}: gradients are taken at whole sites; ask for {site.base.whole} and index the result"
+            )
     held: dict[Site, tuple[Tensor, Tap]] = {}
     steps = [Step(site, look=_holder(site, held)) for site in wanted]
-    with _frozen(lm), torch.enable_grad():
-        with lm.hooked(prompts, edit, runs, dictionaries, steps):
-            logits = lm.call(prompts).logits
-            value = _number(readout, logits, prompts)
-            raw = [held[site][0] for site in wanted]
-            if not value.requires_grad:
-                raise SiteError(f"{readout.name} does not depend on {', '.join(map(str, wanted[:3]))}: nothing to differentiate")
-            grads = torch.autograd.grad(value.sum(), raw, allow_unused=True)
+    hooked = lm.hooked(prompts, edit, runs, dictionaries, steps)
+    with _frozen(lm), torch.enable_grad(), hooked:
+        logits = lm.call(prompts).logits
+        value = _number(readout, logits, prompts)
+        if not value.requires_grad:
+            raise SiteError(
+                f"{readout.name} does not depend on {', '.join(map(str, wanted[:3]))}: nothing to differentiate"
+            )
+        grads = torch.autograd.grad(value.sum(), [held[site][0] for site in wanted], allow_unused=True)
     batch, width = prompts.batch, prompts.width
     real = prompts.mask.bool()
     activations: dict[Site, Tensor] = {}
@@ -109,12 +112,11 @@ def _number(readout: Readout, logits: Tensor, prompts: Prompts) -> Tensor:
     rows = torch.arange(prompts.batch, device=logits.device)
     columns = readout.columns(prompts).to(logits.device)
     at = logits.gather(1, columns[..., None].expand(-1, -1, logits.shape[-1]))
-    if readout.tokens is not None:
-        tokens = readout.tokens.to(logits.device)
-        at = at[..., tokens] if tokens.ndim == 1 else at.gather(-1, tokens[:, None].expand(-1, at.shape[1], -1))
-    value = readout.function(at, rows)
+    value = readout.of(at, rows)
     if value.shape != (prompts.batch,):
-        raise EditError(f"{readout.name} must give one number for each of {prompts.batch} rows, got shape {tuple(value.shape)}")
+        raise EditError(
+            f"{readout.name} must give one number for each of {prompts.batch} rows, got shape {tuple(value.shape)}"
+        )
     return value
 
 

@@ -1,4 +1,4 @@
-"""A block's second half, run from inside: from head outputs, from the MLP's input or from its neurons to the block's output.
+"""A block run from inside: from head outputs, from the MLP's input or from its neurons to the block's output.
 
 A counterfactual whose first change is a head's output need not run attention again in that layer. These functions call
 the block's own modules in the block's own order, so hooks on those modules act as they do in the block; `identities.py`
@@ -17,22 +17,26 @@ from trimtab.model.families import Family
 Base = Mapping[str, Tensor]
 """Site name -> the base run's tensor of this layer, for the rows and columns in question, in the module's own shape."""
 
-NEEDS: dict[str, tuple[str, ...]] = {
+ENTRIES = ("resid_pre", "head", "mlp_in", "neuron", "resid_post")
+"""Where a row can enter a block, in order."""
+
+SEQUENTIAL: dict[str, tuple[str, ...]] = {
     "resid_pre": ("resid_pre",),
     "head": ("head", "resid_pre"),
     "mlp_in": ("resid_mid",),
     "neuron": ("neuron", "resid_mid"),
     "resid_post": ("resid_post",),
 }
-"""Entry -> the sites of the base run that it starts from, in a sequential block."""
-
-NEEDS_PARALLEL: dict[str, tuple[str, ...]] = {
-    "resid_pre": ("resid_pre",),
+PARALLEL: dict[str, tuple[str, ...]] = SEQUENTIAL | {
     "head": ("head", "resid_pre", "mlp_out"),
     "mlp_in": ("mlp_in", "resid_pre", "attn_out"),
     "neuron": ("neuron", "resid_pre", "attn_out"),
-    "resid_post": ("resid_post",),
 }
+
+
+def needs(family: Family, entry: str) -> tuple[str, ...]:
+    """The sites of the base run that a row entering at `entry` starts from."""
+    return (PARALLEL if family.parallel else SEQUENTIAL)[entry]
 
 
 def entry_of(order: int, moe: bool) -> str:
@@ -82,7 +86,8 @@ def mlp_half(block: Block, family: Family, mid: Tensor) -> Tensor:
 def _mlp(block: Block, x: Tensor) -> Tensor:
     if block.mlp is not None:
         return block.mlp(x)
-    assert block.up is not None and block.down is not None
+    assert block.up is not None
+    assert block.down is not None
     return block.down(block.module.activation_fn(block.up(x)))  # pyright: ignore[reportCallIssue]
 
 

@@ -1,8 +1,8 @@
 """Hooks: the only place that touches a module's forward, for exactly as long as a `with` block.
 
-A `Step` is something to do at a site: change the tensor that passes (an edit) or look at it (a read, a condition). Steps
-are grouped by the module on which they act and run in the order in which the sites are computed, changes before looks,
-so a read sees what the model went on with.
+A `Step` is something to do at a site: change the tensor that passes (an edit) or look at it (a read, a condition).
+Steps are grouped by the module on which they act and run in the order in which the sites are computed, changes before
+looks, so a read sees what the model went on with.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Hooks:
             case "core":
                 self.stack.enter_context(attention.opened(module, self.anatomy.family, self._core(steps)))
 
-    # What each kind of hook does ---------------------------------------------------------------------------------------
+    # What each kind of hook does
+    # ---------------------------------------------------------------------------------------
 
     def _run(self, steps: Sequence[tuple[Tap, Step]], tensor: Tensor, frame: Frame) -> Tensor:
         for tap, step in steps:
@@ -153,7 +154,7 @@ class Hooks:
             frame = self.frame()
             names = ("hidden_states", "top_k_index", "top_k_weights")
             hidden, chosen, weights = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names))
-            dense = experts.routing(weights, chosen, module.gate_up_proj.shape[0])  # pyright: ignore[reportAttributeAccessIssue]
+            dense = experts.routing(weights, chosen, len(module.gate_up_proj))  # pyright: ignore[reportArgumentType]
 
             def act(name: str, expert: int, tensor: Tensor) -> Tensor:
                 return self._run([s for s in by_expert[expert] if s[1].site.name == name], tensor, frame)
@@ -174,7 +175,8 @@ class Hooks:
             frame = self.frame()
             if name != "rot_k":
                 return self._run(by_name[name], tensor, frame)
-            # Keys come with those of earlier columns, which are kept as they were before any edit: every pass edits them all
+            # Keys come with those of earlier columns, which are kept as they were before any edit: every pass edits
+            # them all
             keys = tensor.shape[2]
             whole = replace(frame, start=frame.stop - keys, length=keys)
             return self._run(by_name[name], tensor, whole)

@@ -1,7 +1,7 @@
 """The anatomy proved on the model itself: each site is what its name says, or the model is refused.
 
-A handful of tokens go through the model with every site read; then the tensors must fit together. Tolerances are relative
-to the largest entry, because residual streams of real models reach 10⁴ in a few channels.
+A handful of tokens go through the model with every site read; then the tensors must fit together. Tolerances are
+relative to the largest entry, because residual streams of real models reach 10⁴ in a few channels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 
 from trimtab.errors import ModelError
 from trimtab.model.anatomy import apply_linear
-from trimtab.model.halves import NEEDS, NEEDS_PARALLEL, finish
+from trimtab.model.halves import finish, needs
 from trimtab.model.prompts import Prompts
 from trimtab.model.run import Run
 from trimtab.values.site import Site
@@ -37,6 +37,7 @@ class Identity:
 
     @property
     def holds(self) -> bool:
+        """Whether the error is within tolerance."""
         return self.error <= self.tolerance
 
 
@@ -51,8 +52,8 @@ def check_anatomy(lm: LM) -> list[Identity]:
     if failed:
         listed = "; ".join(f"{i.name} (off by {i.error:.2g} of the largest entry)" for i in failed[:5])
         raise ModelError(
-            f"{lm.name} is laid out otherwise than its architecture {lm.anatomy.family.name} says, so its sites would be "
-            f"wrong tensors: {listed}. Load with check=False only to look into it"
+            f"{lm.name} is laid out otherwise than its architecture {lm.anatomy.family.name} says, so its sites would "
+            f"be wrong tensors: {listed}. Load with check=False only to look into it"
         )
     return found
 
@@ -104,9 +105,7 @@ def _ends_of_kinds(lm: LM) -> set[int]:
     return {layer for layers in kinds.values() for layer in (layers[0], layers[-1])}
 
 
-def _block_identities(
-    lm: LM, run: Run, inner: Run, layer: int, close: Close, deep: bool
-) -> Iterator[Identity]:
+def _block_identities(lm: LM, run: Run, inner: Run, layer: int, close: Close, deep: bool) -> Iterator[Identity]:
     a, block, at = lm.anatomy, lm.anatomy.blocks[layer], f"L{layer}."
 
     def r(name: str) -> Tensor:
@@ -140,9 +139,8 @@ def _block_identities(
         yield close(f"{at}neurons through the down projection are mlp_raw", block.down(r("neuron")), r("mlp_raw"))
     else:
         yield from _expert_identities(lm, run, layer, close)
-    needs = NEEDS_PARALLEL if a.family.parallel else NEEDS
     for entry in ("head", "mlp_in", *(() if block.experts is not None else ("neuron",))):
-        base = {name: r(name).flatten(2).clone() for name in needs[entry]}
+        base = {name: r(name).flatten(2).clone() for name in needs(a.family, entry)}
         yield close(f"{at}block finished from {entry} = resid_post", finish(block, a.family, entry, base), post, 3)
 
 
@@ -166,7 +164,7 @@ def _attention_identities(lm: LM, run: Run, inner: Run, layer: int, close: Close
 
 
 def _expert_identities(lm: LM, run: Run, layer: int, close: Close) -> Iterator[Identity]:
-    a, block, at = lm.anatomy, lm.anatomy.blocks[layer], f"L{layer}."
+    block, at = lm.anatomy.blocks[layer], f"L{layer}."
     sites = [Site("expert", layer, expert=e) for e in range(block.n_experts)]
     parts = lm.run(run.prompts, sites, logits=False)
     total = sum((parts[s] for s in sites), torch.zeros_like(run[at + "mlp_raw"]))

@@ -1,8 +1,8 @@
 """LM: a Hugging Face causal language model whose every part has an address.
 
 The model is wrapped and never rewritten: `lm.hf` is the model itself, and outside a call or a `with` block nothing of
-this package is on it. Dictionaries, runs and interventions are passed to a call; an `LM` does not change under your hands.
-An `LM` is used from one thread at a time, as the model under it is.
+this package is on it. Dictionaries, runs and interventions are passed to a call; an `LM` does not change under your
+hands. An `LM` is used from one thread at a time, as the model under it is.
 """
 
 from __future__ import annotations
@@ -18,16 +18,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.errors import EditError
 from trimtab.model.anatomy import Anatomy
-from trimtab.model.edits import Compiled, Compiler, Source, evaluate
+from trimtab.model.counterfactual import counterfactuals, plan
+from trimtab.model.edited import Edited
+from trimtab.model.edits import Compiled, Compiler, Source
 from trimtab.model.frame import Frame
+from trimtab.model.generate import generate, stream
+from trimtab.model.gradient import gradients
 from trimtab.model.hooks import Hooks, Step
+from trimtab.model.identities import check_anatomy
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
 from trimtab.model.run import Run, Stop, reader
+from trimtab.model.steps import edit_steps
+from trimtab.model.store import harvest
 from trimtab.model.weights import patched
-from trimtab.values.edit import Condition, Edit, Intervention
+from trimtab.values.edit import Edit, Intervention
 from trimtab.values.site import Site
 
 Reads = str | Site | Iterable[str | Site]
@@ -40,7 +46,8 @@ class LM:
 
     `hf` is the model, `tokenizer` its tokenizer, `anatomy` its sizes and sites. Made by `trimtab.load`.
 
-    Raises `ModelError` when the architecture is not supported or, with `check`, when an identity of its sites does not hold.
+    Raises `ModelError` when the architecture is not supported or, with `check`, when an identity of its sites does not
+    hold.
     """
 
     def __init__(
@@ -56,8 +63,6 @@ class LM:
         self.takes_positions = "position_ids" in parameters
         self.takes_kept = "logits_to_keep" in parameters
         if check:
-            from trimtab.model.identities import check_anatomy
-
             check_anatomy(self)
 
     def __repr__(self) -> str:
@@ -78,7 +83,8 @@ class LM:
         """The attention implementation that the model is set to."""
         return str(self.hf.config._attn_implementation)
 
-    # Addresses -----------------------------------------------------------------------------------------------------------
+    # Addresses
+    # -----------------------------------------------------------------------------------------------------------
 
     def prompts(self, source: Text, **options: Any) -> Prompts:
         """Token ids with mask, positions, spans and policies: `Prompts.of` with this model's tokenizer and device."""
@@ -98,7 +104,8 @@ class LM:
             return (units, a.d_head)
         return (units,)
 
-    # Running -------------------------------------------------------------------------------------------------------------
+    # Running
+    # -------------------------------------------------------------------------------------------------------------
 
     def run(
         self,
@@ -112,11 +119,13 @@ class LM:
     ) -> Run:
         """One forward pass over the prompts.
 
-        `read`: sites or selections to keep. `edit`: what to change on the way. With `logits=False` the pass ends after the
-        last tensor that is read. `runs`: named runs that edits take values from. Without edits the logits are bitwise those
-        of `lm.hf` called with the same ids, mask and position ids.
+        `read`: sites or selections to keep. `edit`: what to change on the way. With `logits=False` the pass ends after
+        the last tensor that is read. `runs`: named runs that edits take values from. Without edits the logits are
+        bitwise those of `lm.hf` called with the same ids, mask and position ids.
 
-        >>> import trimtab; lm = trimtab.load("tiny")  # doctest: +SKIP
+        >>> import trimtab
+        ...
+        ... lm = trimtab.load("tiny")  # doctest: +SKIP
         >>> lm.run("The capital of France is", read="L*.resid_post").logits.shape  # doctest: +SKIP
         torch.Size([1, 5, 49152])
         """
@@ -131,10 +140,7 @@ class LM:
             steps.append(_stopper(steps, todo))
         with torch.no_grad(), self.hooked(prompts, edit, runs, dictionaries, steps):
             try:
-                if todo or logits:
-                    out = self.call(prompts).logits
-                else:
-                    out = None
+                out = self.call(prompts).logits if todo or logits else None
             except Stop:
                 out = None
         edited = bool(self.active) or len(Intervention.of(edit)) > 0
@@ -172,7 +178,7 @@ class LM:
         runs: Mapping[str, Source] | None = None,
         dictionaries: Mapping[str, Dictionary] | None = None,
     ) -> list[Compiled]:
-        """Edits made ready for these prompts; those of strength zero are left out. `EditError` where one does not fit."""
+        """Edits made ready for these prompts, without those of strength zero. `EditError` where one does not fit."""
         edits = list(edits)
         if not edits:
             return []
@@ -186,13 +192,8 @@ class LM:
         dictionaries: Mapping[str, Dictionary] | None = None,
     ) -> Compiler:
         """What turns edits into compiled ones for these prompts."""
-        return Compiler(
-            prompts, runs or {}, dictionaries or {}, self.device, self._value_dtype, self.shape, self.anatomy.resolve
-        )
-
-    @property
-    def _value_dtype(self) -> torch.dtype:
-        return self.dtype if self.dtype.is_floating_point and self.dtype.itemsize >= 4 else torch.float32
+        dtype = self.dtype if self.dtype.is_floating_point and self.dtype.itemsize >= 4 else torch.float32
+        return Compiler(prompts, runs or {}, dictionaries or {}, self.device, dtype, self.shape, self.anatomy.resolve)
 
     @contextmanager
     def framed(self, frame: Frame) -> Iterator[Frame]:
@@ -208,7 +209,8 @@ class LM:
         assert self.frame is not None, "a hook fired outside a call of this package"
         return self.frame
 
-    # Staying edited ------------------------------------------------------------------------------------------------------
+    # Staying edited
+    # ------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def edited(
@@ -218,12 +220,10 @@ class LM:
         runs: Mapping[str, Source] | None = None,
         dictionaries: Mapping[str, Dictionary] | None = None,
     ) -> Iterator[LM]:
-        """The model with an intervention on it, for the length of the block: `lm.run`, `lm.generate` and `lm.hf` itself.
+        """For the length of the block, `lm.run`, `lm.generate` and `lm.hf` itself have an intervention on.
 
         On leaving, also by exception, hooks are gone and patched weights are bitwise what they were.
         """
-        from trimtab.model.edited import Edited
-
         intervention = Intervention.of(edit)
         self.active.append(intervention)
         try:
@@ -232,45 +232,18 @@ class LM:
         finally:
             self.active.pop()
 
-    # Generating, gradients, counterfactuals --------------------------------------------------------------------------------
+    # Generating, gradients, counterfactuals: functions of their own files, whose first argument is the model
+    # -----------
 
-    def generate(self, prompts: Text, edit: Edits = None, **options: Any) -> Any:
-        """Continue prompts, with edits on; see `trimtab.model.generate.generate` for the options."""
-        from trimtab.model.generate import generate
+    generate = generate
+    stream = stream
+    gradients = gradients
+    counterfactuals = counterfactuals
+    plan = plan
+    harvest = harvest
 
-        return generate(self, prompts, edit, **options)
-
-    def stream(self, prompts: Text, edit: Edits = None, **options: Any) -> Any:
-        """Like `generate`, token by token: an iterator over the new piece of text of every row."""
-        from trimtab.model.generate import stream
-
-        return stream(self, prompts, edit, **options)
-
-    def gradients(self, prompts: Text, readout: Any, sites: Reads, **options: Any) -> Any:
-        """Activations and gradients at sites from one forward and one backward; see `trimtab.model.gradient.gradients`."""
-        from trimtab.model.gradient import gradients
-
-        return gradients(self, prompts, readout, sites, **options)
-
-    def counterfactuals(self, prompts: Text, variants: Any, readout: Any, **options: Any) -> Any:
-        """Many edits of one run, computed once; see `trimtab.model.counterfactual.counterfactuals`."""
-        from trimtab.model.counterfactual import counterfactuals
-
-        return counterfactuals(self, prompts, variants, readout, **options)
-
-    def plan(self, prompts: Text, variants: Any, readout: Any, **options: Any) -> Any:
-        """What `counterfactuals` with these arguments would cost, printable; nothing is run."""
-        from trimtab.model.counterfactual import plan
-
-        return plan(self, prompts, variants, readout, **options)
-
-    def harvest(self, texts: Any, sites: Reads, folder: Any, **options: Any) -> Any:
-        """Activations of a data set, streamed to disk; see `trimtab.model.store.harvest`."""
-        from trimtab.model.store import harvest
-
-        return harvest(self, texts, sites, folder, **options)
-
-    # Reading out ---------------------------------------------------------------------------------------------------------
+    # Reading out
+    # ---------------------------------------------------------------------------------------------------------
 
     def final(self, resid: Tensor) -> Tensor:
         """What the unembedding reads, from the residual stream after the last block (… d_model)."""
@@ -293,13 +266,11 @@ class LM:
         return z
 
     def _some_logits(self, final: Tensor, tokens: Tensor) -> Tensor:
-        weight = getattr(self.anatomy.unembed, "weight", None)
-        plain = type(self.anatomy.unembed) is torch.nn.Linear and weight is not None and weight.is_floating_point()
-        if not plain:
-            z = self.anatomy.unembed(final)
-            at = tokens if tokens.ndim == 1 else tokens[:, None].expand(*z.shape[:2], -1)
-            return z[..., at] if tokens.ndim == 1 else z.gather(-1, at)
-        bias = getattr(self.anatomy.unembed, "bias", None)
+        unembed = self.anatomy.unembed
+        if type(unembed) is not torch.nn.Linear or not unembed.weight.is_floating_point():
+            z = unembed(final)  # quantised or a layer of its own kind: its rows cannot be picked
+            return z[..., tokens] if tokens.ndim == 1 else z.gather(-1, tokens[:, None].expand(*z.shape[:2], -1))
+        weight, bias = unembed.weight, unembed.bias
         if tokens.ndim == 1:
             return torch.nn.functional.linear(final, weight[tokens], None if bias is None else bias[tokens])
         z = final @ weight[tokens].transpose(-1, -2)
@@ -313,34 +284,6 @@ class LM:
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
             digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy())
         return digest.hexdigest()
-
-
-def edit_steps(compiled: Iterable[Compiled], anatomy: Anatomy) -> list[Step]:
-    """Compiled edits as steps, with a step before them for each condition that they wait for."""
-    steps: list[Step] = []
-    seen: set[Condition] = set()
-    for edit in compiled:
-        when = edit.weight.condition
-        if when is not None and when not in seen:
-            seen.add(when)
-            steps.append(_condition_step(when, anatomy))
-        steps.append(Step(edit.site.whole, change=edit.apply))
-    return steps
-
-
-def _condition_step(condition: Condition, anatomy: Anatomy) -> Step:
-    site = anatomy.resolve(condition.site)
-    if site.index is not None or anatomy.units(site) != len(condition.direction):
-        raise EditError(
-            f"a condition at {site} needs a direction of {anatomy.units(site)} entries and no index, got "
-            f"{len(condition.direction)}"
-        )
-
-    def change(x: Tensor, frame: Frame) -> Tensor:
-        evaluate(condition, x, frame)
-        return x
-
-    return Step(site.whole, change=change)
 
 
 def _stopper(readers: Sequence[Step], todo: set[Site]) -> Step:

@@ -1,15 +1,15 @@
 """Plan: what a list of counterfactuals will cost, before anything runs.
 
-A cell is one variant on one row of the prompts. The plan knows where each cell starts (its first edited layer and column)
-from the edits' scopes alone; a patch from a run of aligned prompts changes nothing before the first token that differs,
-so those cells are left out. Cells whose activations turn out equal are found only when the base run is there.
+A cell is one variant on one row of the prompts. The plan knows where each cell starts (its first edited layer and
+column) from the edits' scopes alone; a patch from a run of aligned prompts changes nothing before the first token that
+differs, so those cells are left out. Cells whose activations turn out equal are found only when the base run is there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -34,6 +34,8 @@ class Plan:
     n_layers: int
     width: int
     cells: tuple[Cell, ...]
+    naive: tuple[int, ...]
+    """Variants that run as whole forward passes, because a shortcut would not be exact for them."""
     chunk: int
     """Most rows in one batch at the widest suffix."""
     bytes_each: int
@@ -41,9 +43,7 @@ class Plan:
     base_bytes: int
     """Bytes of the base run that are kept."""
     exact: str
-    notes: tuple[str, ...] = field(default=())
-    naive: tuple[int, ...] = field(default=())
-    """Variants that run as whole forward passes, because a shortcut would not be exact for them."""
+    notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -65,9 +65,9 @@ class Plan:
     def __str__(self) -> str:
         starts = Counter(c.column for c in self.cells)
         lines = [
-            f"{self.total} cells ({self.variants} variants x {self.rows} rows), {self.computed} to compute, exact={self.exact}",
+            f"{self.total} cells ({self.variants} variants x {self.rows} rows), {self.computed} to compute ({self.exact})",
             f"about {self.passes:.1f} forward passes of work instead of {self.total}, in {len(starts)} suffix groups",
-            f"memory: base run {_size(self.base_bytes)}, batches of up to {self.chunk} rows, {_size(self.chunk * self.bytes_each)}",
+            f"memory: {_size(self.base_bytes)} base run, {_size(self.chunk * self.bytes_each)} batches of {self.chunk} rows",
         ]
         return "\n".join([*lines, *self.notes])
 
@@ -75,9 +75,9 @@ class Plan:
 def merge_columns(columns: Sequence[int], work: Sequence[Sequence[int]], width: int, idle: float) -> dict[int, int]:
     """Which suffix groups to run together: first column of a cell -> first column of the pass that serves it.
 
-    Each pass loads every layer's weights, which costs as much as `idle` tokens; running a later suffix with an earlier one
-    computes tokens that need not be. `work[i]` is, for each layer, how many rows of column `columns[i]` run in it. The
-    cheapest split of the sorted columns into runs is found by dynamic programming.
+    Each pass loads every layer's weights, which costs as much as `idle` tokens; running a later suffix with an earlier
+    one computes tokens that need not be. `work[i]` is, for each layer, how many rows of column `columns[i]` run in it.
+    The cheapest split of the sorted columns into runs is found by dynamic programming.
     """
     n = len(columns)
     cost = [0.0] + [float("inf")] * n

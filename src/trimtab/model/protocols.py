@@ -21,9 +21,16 @@ class Dictionary(Protocol):
     `encode` takes (… d) to (… feature), `decode` takes (… feature) to (… d).
     """
 
-    def encode(self, x: Tensor) -> Tensor: ...
+    def encode(self, x: Tensor) -> Tensor:
+        """Features (… feature) of x (… d)."""
+        ...
 
-    def decode(self, features: Tensor) -> Tensor: ...
+    def decode(self, features: Tensor) -> Tensor:
+        """The part of x (… d) that features (… feature) explain."""
+        ...
+
+
+LAST = Scope("index", index=-1)
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,19 @@ class Readout:
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
-    where: Scope = Scope("index", index=-1)
+    where: Scope = LAST
     tokens: Tensor | None = None
     name: str = "readout"
     unit: str = ""
+
+    def of(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """The number(s) of each row from logits of the whole vocabulary at the read positions (batch pos vocab)."""
+        if self.tokens is None:
+            return self.function(logits, rows)
+        tokens = self.tokens.to(logits.device)
+        if tokens.ndim == 1:
+            return self.function(logits[..., tokens], rows)
+        return self.function(logits.gather(-1, tokens[rows][:, None].expand(-1, logits.shape[1], -1)), rows)
 
     def columns(self, prompts: Prompts) -> Tensor:
         """(batch pos) absolute columns that are read; every row must have equally many."""
@@ -47,19 +63,23 @@ class Readout:
         counts = {len(p) for p in positions}
         if len(counts) != 1:
             raise PromptError(
-                f"{self.name} reads {self.where}, which has {min(counts)} to {max(counts)} tokens in different rows; read one "
-                'position ("-1") or a span with the same number of tokens in every row'
+                f"{self.name} reads {self.where}, {min(counts)} to {max(counts)} tokens in different rows; read "
+                'one position ("-1") or a span with the same number of tokens in every row'
             )
         return torch.tensor(positions, dtype=torch.long)
 
 
-def logit_diff(answers: Sequence[int] | Tensor, distractors: Sequence[int] | Tensor, where: str | Scope = "last") -> Readout:
+def logit_diff(
+    answers: Sequence[int] | Tensor, distractors: Sequence[int] | Tensor, where: str | Scope = "last"
+) -> Readout:
     """logit(answer) − logit(distractor) at one position, for each row.
 
     `answers`, `distractors`: token ids (rows). Unit: logits.
     """
     tokens = torch.stack([torch.as_tensor(answers), torch.as_tensor(distractors)], dim=-1)
-    return Readout(lambda z, rows: (z[..., 0] - z[..., 1]).squeeze(-1), Scope.parse(where), tokens, "logit_diff", "logit")
+    return Readout(
+        lambda z, rows: (z[..., 0] - z[..., 1]).squeeze(-1), Scope.parse(where), tokens, "logit_diff", "logit"
+    )
 
 
 def log_prob(answers: Sequence[int] | Tensor, where: str | Scope = "last") -> Readout:
@@ -68,7 +88,11 @@ def log_prob(answers: Sequence[int] | Tensor, where: str | Scope = "last") -> Re
 
     def function(logits: Tensor, rows: Tensor) -> Tensor:
         logp = torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)
-        return logp.squeeze(1).gather(-1, ids.to(logits.device)[rows.to(ids.device)].to(logits.device)[:, None]).squeeze(-1)
+        return (
+            logp.squeeze(1)
+            .gather(-1, ids.to(logits.device)[rows.to(ids.device)].to(logits.device)[:, None])
+            .squeeze(-1)
+        )
 
     return Readout(function, Scope.parse(where), None, "log_prob", "nat")
 

@@ -29,8 +29,8 @@ class Stop(Exception):
 class Run:
     """Activations of prompts at chosen sites, and the logits.
 
-    `run["L5.resid_post"]` is (batch pos d_model), `run["L5.head[7]"]` (batch pos 1 d_head), `run["L5.pattern"]` (batch head
-    query key): the shape of the site's row in the table, one dimension shorter where a single position is named
+    `run["L5.resid_post"]` is (batch pos d_model), `run["L5.head[7]"]` (batch pos 1 d_head), `run["L5.pattern"]` (batch
+    head query key): the shape of the site's row in the table, one dimension shorter where a single position is named
     (`run["L5.resid_post@-1"]` is (batch d_model)). A span keeps its position axis; rows of different length raise.
     """
 
@@ -89,7 +89,12 @@ class Run:
 
 
 def reader(
-    site: Site, anatomy: Anatomy, prompts: Prompts, dictionaries: Mapping[str, Dictionary], into: dict[Site, Tensor], todo: set[Site]
+    site: Site,
+    anatomy: Anatomy,
+    prompts: Prompts,
+    dictionaries: Mapping[str, Dictionary],
+    into: dict[Site, Tensor],
+    todo: set[Site],
 ) -> Step:
     """A step that puts a site's tensor, or the named positions of it, into `into`; `todo` empties as sites come in."""
     columns = None if site.at is None else _columns(prompts, site)
@@ -119,8 +124,8 @@ def _columns(prompts: Prompts, site: Site) -> Tensor:
     counts = sorted({len(p) for p in positions})
     if len(counts) > 1:
         raise SiteError(
-            f"{site} has {counts[0]} to {counts[-1]} tokens in different rows, which make no rectangle; read {site.with_(at=None)} "
-            "and use run.tokens or prompts.positions, or name one position"
+            f"{site} has {counts[0]} to {counts[-1]} tokens in different rows, which make no rectangle; read "
+            f"{site.with_(at=None)} and use run.tokens or prompts.positions, or name one position"
         )
     return torch.tensor(positions, dtype=torch.long)
 

@@ -1,9 +1,9 @@
 """Activations of a data set on disk: written batch by batch, read back by memory map, larger than main memory.
 
 A folder holds `run.json` (sites, shapes, rows, policies, the model and data hashes), `tokens.safetensors` (ids and row
-offsets) and one safetensors file for each site with the real tokens of all rows in order, (token unit …), in a chosen type.
-Pads are not stored. `run.json` comes last: a folder without it is unfinished, and harvesting the same data into it goes on
-where it stopped.
+offsets) and one safetensors file for each site with the real tokens of all rows in order, (token unit …), in a chosen
+type. Pads are not stored. `run.json` comes last: a folder without it is unfinished, and harvesting the same data into
+it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ TYPES = {"float32": ("F32", torch.float32), "float16": ("F16", torch.float16), "
 class StoredRun:
     """A harvest, memory-mapped: nothing is in memory until it is indexed.
 
-    `run["L5.resid_post"]` is a lazy (token unit …) array: slice it to get a tensor. `run.row(i, site)` gives the tokens of
-    one row, `run.ids` all token ids, `run.offsets[i]:run.offsets[i+1]` the tokens of row i.
+    `run["L5.resid_post"]` is a lazy (token unit …) array: slice it to get a tensor. `run.row(i, site)` gives the
+    tokens of one row, `run.ids` all token ids, `run.offsets[i]:run.offsets[i+1]` the tokens of row i.
     """
 
     folder: Path
@@ -50,7 +50,11 @@ class StoredRun:
         folder = Path(folder)
         path = folder / "run.json"
         if not path.is_file():
-            hint = "it is unfinished: harvest the same data into it again" if (folder / "progress.json").is_file() else "no run.json"
+            hint = (
+                "it is unfinished: harvest the same data into it again"
+                if (folder / "progress.json").is_file()
+                else "no run.json"
+            )
             raise FileError(f"{folder} is not a stored run ({hint})")
         try:
             meta = json.loads(path.read_text())
@@ -68,6 +72,7 @@ class StoredRun:
 
     @property
     def sites(self) -> list[Site]:
+        """The sites that are stored."""
         return [Site.parse(name) for name in self.meta["sites"]]
 
     @cached_property
@@ -126,9 +131,9 @@ def harvest(
 ) -> StoredRun:
     """Activations of a data set at sites, streamed to `folder` and opened again by memory map.
 
-    `texts`: texts, rows of ids or `Prompts`. `dtype`: "float32", "float16" or "bfloat16"; values beyond float16's range
-    raise rather than become infinite. The pass stops after the last site that is read. A harvest that was interrupted goes
-    on where it stopped. `progress(done, total)` is called with rows.
+    `texts`: texts, rows of ids or `Prompts`. `dtype`: "float32", "float16" or "bfloat16"; values beyond float16's
+    range raise rather than become infinite. The pass stops after the last site that is read. A harvest that was
+    interrupted goes on where it stopped. `progress(done, total)` is called with rows.
 
     Raises `FileError` when the folder holds a harvest of something else, or a value does not fit the type.
     """
@@ -137,7 +142,9 @@ def harvest(
     prompts, wanted = lm.prompts(texts), lm.sites(sites)
     for site in wanted:
         if site.at is not None or site.name in ("scores", "pattern", "logits"):
-            raise SiteError(f"{site} has no fixed shape for each token; harvest whole sites other than scores, pattern and logits")
+            raise SiteError(
+                f"{site} has no fixed shape for each token; harvest whole sites other than scores, pattern and logits"
+            )
     out = Path(folder)
     lengths = prompts.lengths.cpu()
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
@@ -172,14 +179,15 @@ class _Writer:
         if self.rows_done == 0:
             from safetensors.torch import save_file
 
-            save_file({"ids": prompts.ids[prompts.mask.bool()].cpu(), "offsets": offsets}, folder / "tokens.safetensors")
+            save_file(
+                {"ids": prompts.ids[prompts.mask.bool()].cpu(), "offsets": offsets}, folder / "tokens.safetensors"
+            )
             for name, shape in meta["sites"].items():
                 header = _header_bytes(meta["dtype"], (meta["tokens"], *shape))
-                with open(folder / _file(name), "wb") as file:
+                with (folder / _file(name)).open("wb") as file:
                     file.write(header)
                     file.truncate(_header(meta["dtype"], (meta["tokens"], *shape))[1])
             self.advance(0)
-        self.files = {name: open(folder / _file(name), "r+b") for name in meta["sites"]}
 
     def _progress(self) -> dict[str, Any]:
         try:
@@ -191,23 +199,23 @@ class _Writer:
         cast = values.to(self.dtype).contiguous().cpu()
         if not bool(torch.isfinite(cast).all()) and bool(torch.isfinite(values).all()):
             largest = float(values.abs().max())
-            raise FileError(f"{site} reaches {largest:.3g}, beyond {self.meta['dtype']}; harvest it in bfloat16 or float32")
+            raise FileError(
+                f"{site} reaches {largest:.3g}, beyond {self.meta['dtype']}; harvest it in bfloat16 or float32"
+            )
         name = str(site)
         shape = tuple(self.meta["sites"][name])
         start, _ = _header(self.meta["dtype"], (self.meta["tokens"], *shape))
-        file = self.files[name]
-        file.seek(start + token * math.prod(shape) * self.dtype.itemsize)
-        file.write(cast.view(torch.uint8).numpy().tobytes() if cast.ndim else b"")
-
-    def advance(self, rows: int) -> None:
-        for file in getattr(self, "files", {}).values():
+        with (self.folder / _file(name)).open("r+b") as file:
+            file.seek(start + token * math.prod(shape) * self.dtype.itemsize)
+            file.write(cast.view(torch.uint8).numpy().tobytes())
             file.flush()
             os.fsync(file.fileno())
+
+    def advance(self, rows: int) -> None:
+        """Record that rows up to this one are on disk."""
         _write_json(self.folder / "progress.json", {"rows": rows, "meta": self.meta})
 
     def finish(self) -> StoredRun:
-        for file in self.files.values():
-            file.close()
         _write_json(self.folder / "run.json", self.meta)
         (self.folder / "progress.json").unlink(missing_ok=True)
         return StoredRun.open(self.folder)
@@ -263,4 +271,4 @@ def _file(name: str) -> str:
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=1))
-    os.replace(temporary, path)
+    temporary.replace(path)

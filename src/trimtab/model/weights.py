@@ -44,11 +44,14 @@ def _delta(parameters: dict[str, torch.nn.Parameter], patch: WeightPatch) -> Ten
     if weight is None:
         raise EditError(f'the model has no parameter "{patch.parameter}"{nearest(patch.parameter, parameters)}')
     if not weight.is_floating_point():
-        raise EditError(f'"{patch.parameter}" is stored in {weight.dtype}: a quantised weight cannot be patched; load in bfloat16')
+        raise EditError(
+            f'"{patch.parameter}" is stored in {weight.dtype}: a quantised weight cannot be patched; load in bfloat16'
+        )
     if patch.delta is not None:
         delta = torch.from_numpy(np.array(patch.delta))
     else:
-        assert patch.left is not None and patch.right is not None
+        assert patch.left is not None
+        assert patch.right is not None
         delta = torch.from_numpy(np.array(patch.left)) @ torch.from_numpy(np.array(patch.right))
     if delta.shape != weight.shape:
         raise EditError(f'patch of "{patch.parameter}" must have shape {tuple(weight.shape)}, got {tuple(delta.shape)}')

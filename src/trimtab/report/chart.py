@@ -1,7 +1,7 @@
 """Small line drawings over layers: where each point lies, worked out here and drawn by the page as SVG.
 
-A drawing has one line for each position of the prompt; the page shows one of them at a time. It knows numbers and names,
-and nothing of what they mean.
+A drawing has one line for each position of the prompt; the page shows one of them at a time. It knows numbers and
+names, and nothing of what they mean.
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ def lens_html(lens: Lens) -> str:
 
     >>> from trimtab.values.lens import Lens
     >>> one = np.ones((1, 1))
-    >>> lens = Lens(("<b>",), [7], ("L0.resid_post",), [[[3]]], [[[0.5]]], {"3": "</script>"}, None, [3], one, one, one, one)
+    >>> lens = Lens(
+    ...     ("<b>",), [7], ("L0.resid_post",), [[[3]]], [[[0.5]]], {"3": "</script>"}, None, [3], one, one, one, one
+    ... )
     >>> "</script>" in lens_html(lens).split("<table")[1].split("</table>")[0]
     False
     """
@@ -121,7 +123,7 @@ def _data(lens: Lens) -> dict[str, Any]:
 
 
 def _charts(lens: Lens) -> list[dict[str, Any]]:
-    """The followed token's rank and probability through the layers: one drawing each, with a line for every position."""
+    """The followed token's rank and probability through the layers, with a line for every position."""
     names = labels(lens.sites)
     most = max(10, int(lens.rank.max()))
     return [log_chart("rank", names, lens.rank.T, most), share_chart("probability", names, lens.probability.T)]

@@ -181,7 +181,8 @@ class Lens(Saved):
         guess = self.top(row, pos)[0]
         colour = f"rgba(52,101,164,{0.6 * guess.probability:.2f})"
         title = f"{guess.token!r} {guess.probability:.1%}"
-        return f'<td style="background:{colour};padding:1px 4px" title="{escape(title)}">{escape(visible(guess.token))}</td>'
+        style = f"background:{colour};padding:1px 4px"
+        return f'<td style="{style}" title="{escape(title)}">{escape(visible(guess.token))}</td>'
 
 
 MARKS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
