@@ -17,7 +17,7 @@ MOST = 6
 
 
 def explain(
-    site: Annotated[str, typer.Argument(help='A site, a selection or an edge: "L12.head[7]", "L*.mlp_out".')],
+    site: Annotated[str, typer.Argument(metavar="SITE", help='A site, selection or edge: "L12.head[7]", "L*.mlp_out".')],
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Say the sizes it has in this model.", autocompletion=complete_model),
@@ -48,12 +48,12 @@ def explain(
         return
     if selection is not None and not selection.single and lm is None:
         typer.echo(f"{selection}: several sites, such as")
+    lines = []
     for each in sites:
-        typer.echo(explained(each))
-        if each.alias is not None:
-            typer.echo(f'  "{each.alias}" is its name in TransformerLens')
+        lines.append(explained(each))
         if lm is not None:
-            typer.echo(f"  in {lm.name}: {shape_in(lm, each)}")
+            lines.append(f"  in {lm.name}: {shape_in(lm, each)}")
+    typer.echo("\n".join(lines))
     if more > 0:
         typer.echo(f"… and {more} more")
 

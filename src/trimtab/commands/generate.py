@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
     model: ModelOption = DEFAULT_MODEL,
     edit: Edits = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
@@ -111,8 +111,8 @@ class Planned:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.model}: a prompt of {self.tokens} tokens, up to {self.new_tokens} new ones, {self.layers} layers",
-            f"up to {self.passes} forward passes, about {self.flop / 1e9:,.1f} GFLOP; "
+            f"{self.model}: {self.tokens} prompt tokens, up to {self.new_tokens} new ones, {self.layers} layers",
+            f"up to {self.passes} forward passes, about {self.flop / 1e9:,.1f} GFLOP",
             f"{size(self.cache)} of keys and values",
             *(f"edit: {edit}" for edit in self.edits),
             "Nothing was run",

@@ -102,6 +102,8 @@ def table_of_sites(lm: LM) -> list[dict[str, str | None]]:
         layers = f"L{write_runs(tuple(site.layer or 0 for site in present))}" if present else None
         shape = shape_in(lm, present[0]) if present else None
         absent = next((reason for reason in reasons.values() if reason), None)
+        if absent and not present:
+            absent = absent.replace("layer 0", "every layer")
         name = (
             "expert[e].neuron" if kind.name == "expert.neuron" else "expert[e]" if kind.name == "expert" else kind.name
         )

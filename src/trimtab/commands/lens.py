@@ -38,7 +38,7 @@ WIDEST = 12
 
 
 def lens(
-    prompt: Annotated[str, typer.Argument(help="The text to look into.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to look into.")],
     model: ModelOption = DEFAULT_MODEL,
     top: Annotated[int, typer.Option(min=1, help="Tokens to keep of each cell.")] = 5,
     answer: Annotated[
@@ -172,8 +172,7 @@ def show(lens: Lens, every: int | None = None) -> None:
     for i in rows:
         line(names[i], [_cell(lens, i, pos, widths[pos], coloured) for pos in shown])
     out.print()
-    if coloured:
-        out.print(_legend())
+    out.print(_legend() if coloured else "beside each token its probability in percent")
     if first > 0:
         out.print(
             f"the last {len(shown)} of {len(lens.tokens)} positions: widen the terminal, or see all with --html FILE"

@@ -28,7 +28,6 @@ from trimtab.values.site import Site
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM
-    from trimtab.model.plan import Plan
     from trimtab.model.prompts import Prompts
 
 SHORT, LONG = 14, 128
@@ -246,19 +245,14 @@ def _jobs(lm: LM, say: Progress) -> tuple[tuple[Job, ...], tuple[str, ...]]:
     places = [Scope("index", index=i) for i in range(prompts.width)]
     sweep = [Edit(site, "set", Ref("clean"), where=place) for site in stream for place in places]
     heads = [Edit(Site("head", i, index=(h,)), "scale", 0.0) for i in range(a.n_layers) for h in range(a.n_heads)]
-    where = (
-        f"{a.n_layers} layers x {prompts.width} tokens, prompts differing at token {min(DIFFERS, prompts.width - 1)}"
-    )
-    for name, variants, detail in (
-        ("residual stream patching", sweep, where),
-        ("ablation of every head", heads, f"{len(heads)} heads"),
-    ):
-        planned: Plan = lm.plan(prompts, variants, readout, runs={"clean": Run(clean)})
+    sizes = f"{a.n_layers} x {prompts.width}"
+    for name, variants in ((f"residual patching, {sizes}", sweep), ("ablation of every head", heads)):
+        planned = lm.plan(prompts, variants, readout, runs={"clean": Run(clean)})
         groups = len({cell.column for cell in planned.cells}) or 1
         seconds = planned.passes * prompts.width * each + (groups + 1) * fixed
         size = planned.base_bytes + planned.chunk * planned.bytes_each
-        text = f"{detail}: {planned.computed} of {planned.total} cells, work of {planned.passes:.1f} passes"
-        jobs.append(Job(name, seconds, size, False, "; ".join([text, *planned.notes])))
+        detail = f"{planned.computed} of {planned.total} cells, work of {planned.passes:.0f} passes"
+        jobs.append(Job(name, seconds, size, False, detail))
 
     say("gradients")
     try:
@@ -267,22 +261,21 @@ def _jobs(lm: LM, say: Progress) -> tuple[tuple[Job, ...], tuple[str, ...]]:
         notes.append(f"attribution patching was not measured: {str(error).splitlines()[0]}")
     else:
         size = held(prompts.width, a.n_layers)
-        jobs.append(Job("attribution patching, one pair", short_s + seconds, size, True, "two passes and one backward"))
+        jobs.append(Job("attribution patching", short_s + seconds, size, True, "one pair: two passes, one backward"))
 
     say("generation")
     cache = 2 * a.n_layers * a.n_kv * a.d_head * itemsize
-    jobs.append(Job("generation, one token", _step_seconds(lm, prompts), cache, True, "memory: cache of each token"))
+    jobs.append(Job("generation, one token", _step_seconds(lm, prompts), cache, True, "memory of its keys and values"))
 
     say("harvest")
     site = Site("resid_post", a.n_layers // 2)
     seconds = _seconds(lm, lambda: lm.run(long, [site], logits=False)) / long.width * HARVEST
-    detail = f"{site}, size on disk in float16"
-    jobs.append(Job("harvest of 1M tokens", seconds, HARVEST * a.d_model * 2, False, detail))
+    jobs.append(Job("harvest of 1M tokens", seconds, HARVEST * a.d_model * 2, False, f"{site}, float16 on disk"))
     return tuple(jobs), tuple(notes)
 
 
 def _seconds(lm: LM, job: Callable[[], object], times: int = 3) -> float:
-    """The median time of a job that has been run once before."""
+    """The shortest time of a job that has been run once before."""
     taken = []
     for _ in range(times + 1):
         _wait(lm)
@@ -290,7 +283,7 @@ def _seconds(lm: LM, job: Callable[[], object], times: int = 3) -> float:
         job()
         _wait(lm)
         taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
+    return min(taken[1:])
 
 
 def _step_seconds(lm: LM, prompts: Prompts) -> float:

@@ -217,8 +217,8 @@ class Compiler:
         core = tensor.shape[2:] if full else tensor.shape[1:] if rows else tensor.shape
         if len(core) > len(shape) or any(a not in (1, b) for a, b in zip(core[::-1], shape[::-1], strict=False)):
             raise EditError(
-                f"{edit}: value must have a shape that fits {site}, {_form(shape)} (or with batch, or batch and pos, in "
-                f"front: {_form((n, width, *shape))}); got {_form(tuple(tensor.shape))}"
+                f"{edit}: value must have a shape that fits {site}, {_form(shape)} (or with batch, or batch and pos, "
+                f"in front: {_form((n, width, *shape))}); got {_form(tuple(tensor.shape))}"
             )
         if full:
             return lambda x, frame: _window(tensor, frame).to(x.device, x.dtype)

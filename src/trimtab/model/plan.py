@@ -64,10 +64,11 @@ class Plan:
 
     def __str__(self) -> str:
         starts = Counter(c.column for c in self.cells)
+        batches = _size(self.chunk * self.bytes_each)
         lines = [
-            f"{self.total} cells ({self.variants} variants x {self.rows} rows), {self.computed} to compute ({self.exact})",
+            f"{self.total} cells ({self.variants} variants, {self.rows} rows), {self.computed} computed ({self.exact})",
             f"about {self.passes:.1f} forward passes of work instead of {self.total}, in {len(starts)} suffix groups",
-            f"memory: {_size(self.base_bytes)} base run, {_size(self.chunk * self.bytes_each)} batches of {self.chunk} rows",
+            f"memory: {_size(self.base_bytes)} for the base run, {batches} for batches of {self.chunk} rows",
         ]
         return "\n".join([*lines, *self.notes])
 
