@@ -11,7 +11,7 @@ RGB = tuple[int, int, int]
 BINS = 10
 LIGHT: tuple[RGB, ...] = ((250, 251, 253), (158, 202, 240), (8, 69, 148))
 DARK: tuple[RGB, ...] = ((27, 31, 39), (29, 90, 160), (150, 214, 255))
-INKS: tuple[RGB, RGB] = ((16, 20, 28), (255, 255, 255))
+INKS: tuple[RGB, RGB] = ((0, 0, 0), (255, 255, 255))
 
 
 def ramp(ends: tuple[RGB, ...], n: int = BINS) -> list[RGB]:
