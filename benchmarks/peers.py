@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 Cell = tuple[int, int]
 """A layer and a position: the clean residual stream before that layer is put there into the corrupt run."""
 
+Sweep = Callable[[Sequence[Cell]], torch.Tensor]
+"""Cells -> their logit differences."""
+
 SHARE = 10
 """One cell in so many is timed: each costs these libraries one pass, whatever its layer and position."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a library is given."""
+    """What a library is given: the model's folder, token ids of both prompts (1 pos), and two tokens to compare."""
 
     folder: str
     clean: torch.Tensor
@@ -45,30 +48,31 @@ class Task:
         return logits[0, -1, self.answer] - logits[0, -1, self.other]
 
 
-Sweep = Callable[[Sequence[Cell]], torch.Tensor]
-"""Cells -> their logit differences."""
-
-
 def peer_cases(bench: Bench) -> list[Case]:
     """How many times faster trimtab's sweep is than that of each library that is installed."""
-    cases = []
+    found = []
     for library, prepare in (("transformer_lens", transformer_lens), ("nnsight", nnsight)):
-        name = f"peer_{library}"
         if find_spec(library) is None:
-            say(f"{name} left out: {library} is not installed (see benchmarks/peers.txt)")
-            continue
-        say(name)
+            say(f"peer_{library} left out: {library} is not installed (see benchmarks/peers.txt)")
+        else:
+            found.append((library, prepare))
+    if not found:
+        return []
+
+    ours = bench.patches(bench.late, "resid_pre", None).values.flatten()
+    cases = []
+    for library, prepare in found:
+        say(f"peer_{library}")
         try:
             with redirect_stdout(sys.stderr), torch.no_grad():
-                cases.append(compared(bench, name, library, prepare))
+                cases.append(compared(bench, ours, library, prepare))
         except Exception as reason:  # noqa: BLE001  # a column that cannot be had must not cost the others
-            say(f"{name} left out: {type(reason).__name__}: {reason}")
+            say(f"peer_{library} left out: {type(reason).__name__}: {reason}")
     return cases
 
 
-def compared(bench: Bench, name: str, library: str, prepare: Callable[[Task], Sweep]) -> Case:
-    """One library against the engine. Its clean run is not on its bill, the engine's is."""
-    ours = bench.patches(bench.late, "resid_pre", None).values.flatten()
+def compared(bench: Bench, ours: torch.Tensor, library: str, prepare: Callable[[Task], Sweep]) -> Case:
+    """One library against the engine, whose map is `ours`. Its clean run is not on its bill; the engine's is."""
     answer, other = (bench.lm.tokenizer.encode(word)[0] for word in (" Mary", " John"))
     sweep = prepare(Task(str(pull(bench.lm.name)), bench.clean.ids, bench.late.ids, answer, other))
 
@@ -78,19 +82,19 @@ def compared(bench: Bench, name: str, library: str, prepare: Callable[[Task], Sw
     ratio = paired(
         lambda: sweep(cells),
         lambda: bench.patches(bench.late, "resid_pre", None),
-        bench.n(5),
+        bench.n(7),
         times=len(ours) / len(cells),
         warm=0,
     )
     note = (
-        f"{version(library.replace('_', '-'))}; {len(cells)} random cells of {len(ours)} timed and scaled up, without "
-        f"its clean run; maps at most {apart:.1e} logits apart"
+        f"{library} {version(library.replace('_', '-'))}; {len(cells)} random cells of {len(ours)} timed and scaled "
+        f"up, its clean run left out; the maps are at most {apart:.1e} logits apart"
     )
-    return Case(name, ratio.value, "times faster", low=ratio.low, high=ratio.high, note=note)
+    return Case(f"peer_{library}", ratio.value, "times faster", low=ratio.low, high=ratio.high, note=note)
 
 
 def transformer_lens(task: Task) -> Sweep:
-    """`generic_activation_patch`, which `get_act_patch_resid_pre` is for all cells, over a bridge without processing."""
+    """`generic_activation_patch`, of which `get_act_patch_resid_pre` is the case of all cells, on a bridge."""
     import pandas as pd
     from transformer_lens import patching
     from transformer_lens.model_bridge import TransformerBridge

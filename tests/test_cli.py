@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -122,8 +123,6 @@ def test_ctrl_c_ends_a_real_process():
 def test_the_shell_completes_commands():
     words = {"_TRIMTAB_COMPLETE": "complete_bash", "COMP_WORDS": "trimtab le", "COMP_CWORD": "1"}
     code = "import sys; sys.argv = ['trimtab']; from trimtab.cli import app; app(prog_name='trimtab')"
-    import os
-
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | words, capture_output=True, text=True, check=False
     )

@@ -31,6 +31,12 @@ def document(result):
     return json.loads(result.stdout)
 
 
+def said(result):
+    """What the command itself wrote on standard error: without the bars of transformers."""
+    text = result.stderr
+    return "".join(line for line in text.splitlines(keepends=True) if line.strip() and "Loading weights" not in line)
+
+
 def command(*words, cwd=None, **environment):
     """The result of a command in a process of its own."""
     code = [sys.executable, "-m", "trimtab.cli", *map(str, words)]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.commands.calls import call, document
+from tests.commands.calls import call, document, said
 from trimtab.commands.doctor import duration
 from trimtab.model.doctor import Check, Checkup, Deviation, Job
 
@@ -33,7 +33,7 @@ def test_a_sick_one(folder, monkeypatch):
     monkeypatch.setattr("trimtab.model.doctor.checkup", lambda lm, progress: SICK)
     done = call("doctor", folder)
     assert done.exit_code == 1
-    assert done.stderr == "error: m fails: a = b. Its sites would be wrong tensors\n"
+    assert said(done) == "error: m fails: a = b. Its sites would be wrong tensors\n"
     assert "NO" in done.stdout
     assert "70 ms" in done.stdout
     assert "note: something was left out" in done.stdout

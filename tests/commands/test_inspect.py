@@ -18,7 +18,7 @@ def test_one_document_says_it_all(folder):
     assert (found["tied_embeddings"], found["positions"], found["dtype"]) == (True, "rotary", "float32")
     assert found["parameters"] == sum(p.numel() for p in tiny("llama").parameters())
     sites = {site["site"]: site for site in found["sites"]}
-    assert sites["k"] == {"site": "k", "layers": "L0-1", "shape": "batch pos head=2 d_head=8", "absent": None}
+    assert sites["k"] == {"site": "k", "layers": "L0,1", "shape": "batch pos head=2 d_head=8", "absent": None}
     assert sites["router"]["absent"] == "every layer has no experts"
     assert sites["logits"] == {"site": "logits", "layers": None, "shape": "batch pos vocab=97", "absent": None}
 

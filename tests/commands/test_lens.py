@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.commands.calls import call, command, document
+from tests.commands.calls import call, command, document, said
 from tests.tiny import words
 from trimtab.values.lens import Lens
 
@@ -17,7 +17,7 @@ LONG = words(*range(10, 50))
 def test_the_grid_has_the_last_layer_on_top(folder):
     done = call("lens", TEXT, "--model", folder)
     assert done.exit_code == 0
-    assert done.stderr == ""
+    assert said(done) == ""
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["prompt", "w5", "w6", "w7"]
     assert [line.split()[0] for line in lines[1:3]] == ["L1", "L0"]
@@ -73,7 +73,7 @@ def test_the_page_and_the_file(folder, tmp_path):
         "--json",
     )
     assert document(done)["tokens"]
-    assert done.stderr == f"wrote {tmp_path / 'lens.html'}\nwrote {tmp_path / 'lens.safetensors'}\n"
+    assert said(done) == f"wrote {tmp_path / 'lens.html'}\nwrote {tmp_path / 'lens.safetensors'}\n"
     assert (tmp_path / "lens.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert Lens.load(tmp_path / "lens.safetensors").tokens == ("w5", "w6", "w7")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lens.html", "lens.safetensors"]
@@ -102,8 +102,8 @@ def test_a_chat_template(folder):
         (["--edit", "L0.hed scale 0"], 'unknown site "hed"'),
         (["--edit", "L0.head scael 0"], 'unknown operation "scael"'),
         (["--system", "w8"], "--system is a part of the chat template: give --chat too"),
-        (["--top", "0"], "0 is not in the range"),
-        (["--every", "0"], "0 is not in the range"),
+        (["--top", "0"], "Invalid value for '--top'"),
+        (["--every", "0"], "Invalid value for '--every'"),
         (["--html", "no/folder/lens.html"], 'there is no folder "no/folder" to write lens.html to: make it first'),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from tests.commands.calls import call
-from trimtab.commands.options import DEFAULT_MODEL, defaults_from_file, size, writable
+from trimtab.commands.options import DEFAULT_MODEL, defaults_from_file, finite, size, writable
 from trimtab.errors import ModelError
 
 
@@ -70,6 +70,12 @@ def test_a_dtype_that_is_none_is_told():
     done = call("inspect", "--dtype", "flot32")
     assert done.exit_code == 1
     assert "error: unknown dtype 'flot32' (did you mean \"float32\"?)" in done.stderr
+
+
+def test_json_has_no_nan():
+    assert finite({"a": [1.5, float("nan"), (float("inf"), "x", None, True)]}) == {
+        "a": [1.5, None, [None, "x", None, True]]
+    }
 
 
 def test_no_file_no_defaults(tmp_path):

@@ -17,7 +17,9 @@ MOST = 6
 
 
 def explain(
-    site: Annotated[str, typer.Argument(metavar="SITE", help='A site, selection or edge: "L12.head[7]", "L*.mlp_out".')],
+    site: Annotated[
+        str, typer.Argument(metavar="SITE", help='A site, selection or edge: "L12.head[7]", "L*.mlp_out".')
+    ],
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Say the sizes it has in this model.", autocompletion=complete_model),

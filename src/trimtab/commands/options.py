@@ -7,6 +7,7 @@ its default. Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,8 +151,17 @@ def say(text: str) -> None:
 
 
 def print_json(document: Mapping[str, object]) -> None:
-    """The one document of a command on standard output."""
-    typer.echo(json.dumps(document, ensure_ascii=False))
+    """The one document of a command on standard output; numbers that JSON does not know are null."""
+    typer.echo(json.dumps(finite(document), ensure_ascii=False, allow_nan=False))
+
+
+def finite(value: object) -> object:
+    """A value of dicts, lists, text and numbers, with None for NaN and the infinities."""
+    if isinstance(value, Mapping):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def usage(message: str) -> NoReturn:

@@ -182,12 +182,12 @@ def direct_logit_attribution(
             terms[f"L{layer}.attn_out"] = _dot(read[f"L{layer}.attn_out"], direction)
         terms[f"L{layer}.mlp_out"] = _dot(read[f"L{layer}.mlp_out"], direction)
     terms[NORM_BIAS] = _dot(norm.bias.expand_as(toward), toward)
-    terms[UNEMBED_BIAS] = _logit(lm, torch.zeros_like(norm(read[last])), answers, others).double()
+    terms[UNEMBED_BIAS] = _exact(_logit(lm, torch.zeros_like(norm(read[last])), answers, others))
     options = {"tokens": answers.tolist(), "distractors": None if others is None else others.tolist(), "at": str(scope)}
     return Attribution(
         components=tuple(terms),
-        values=torch.stack([term.cpu() for term in terms.values()], dim=1).numpy(),
-        total=total.double().cpu().numpy(),
+        values=torch.stack(list(terms.values()), dim=1).numpy(),
+        total=_exact(total).numpy(),
         tokens=strings(lm.tokenizer, [answers.tolist()])[0],
         distractors=None if others is None else strings(lm.tokenizer, [others.tolist()])[0],
         at=str(scope),
@@ -232,7 +232,7 @@ def _heads(lm: LM, layer: int, head: Tensor, raw: Tensor, direction: Tensor) -> 
     with torch.enable_grad():
         flat = head.detach().flatten(1).requires_grad_()
         (back,) = torch.autograd.grad((_apply(block.o, flat) * toward.to(flat)).sum(), flat)
-    each = (head.double() * back.view_as(head).double()).sum(-1)
+    each = (_exact(head) * _exact(back).view_as(head)).sum(-1)
     bias = _dot(_apply(block.o, torch.zeros_like(flat).detach()), toward) + _dot(
         post.bias.expand_as(direction), direction
     )
@@ -247,4 +247,9 @@ def _apply(linear: nn.Module, x: Tensor) -> Tensor:
 
 def _dot(x: Tensor, direction: Tensor) -> Tensor:
     """(row) inner products, summed in double precision."""
-    return (x.double() * direction.to(x.device).double()).sum(-1)
+    return (_exact(x) * _exact(direction)).sum(-1)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In double precision, on the CPU: not every accelerator has it, and these are a few vectors."""
+    return x.detach().cpu().double()

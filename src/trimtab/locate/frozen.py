@@ -39,12 +39,12 @@ class FrozenNorm:
             if d % 2:  # the entry that was zero says nothing of its weight
                 other = probe.roll(1, -1)
                 self.weight[-1] = ((module(other)[0] - self.bias) * other[0])[-1]
-            y = module(x)
-            exact = x.double()
-            moved = (exact - exact.mean(-1, keepdim=True) if self.centred else exact) * self.weight.double()
-            out = (y - self.bias).double()
+            self.weight = self.weight.cpu().double()  # in double precision from here on, which not every device has
+            y, exact, bias = module(x), x.cpu().double(), self.bias.cpu().double()
+            moved = (exact - exact.mean(-1, keepdim=True) if self.centred else exact) * self.weight
+            out = y.cpu().double() - bias
             self.scale = (moved * out).sum(-1, keepdim=True) / (moved * moved).sum(-1, keepdim=True).clamp(min=1e-30)
-            if not _close((moved * self.scale + self.bias.double()).to(y.dtype), y):
+            if not _close((moved * self.scale + bias).to(y.dtype), y.cpu()):
                 raise ModelError(
                     f"{type(module).__name__} is neither a LayerNorm nor an RMSNorm: with its scale frozen it is not "
                     "linear, so logits do not split into terms"
@@ -55,10 +55,10 @@ class FrozenNorm:
         return x if self.module is None else self.module(x)
 
     def back(self, direction: Tensor) -> Tensor:
-        """The direction (row d), in double precision, whose inner product with x is that of `direction` with y − b."""
+        """The direction (row d) whose product with x is that of `direction` with y − b: on the CPU, in float64."""
         if self.module is None:
-            return direction
-        turned = direction.to(self.scale.device).double() * self.weight.double() * self.scale
+            return direction.cpu().double()
+        turned = direction.cpu().double() * self.weight * self.scale
         return turned - turned.mean(-1, keepdim=True) if self.centred else turned
 
 
