@@ -31,6 +31,6 @@ def test_a_typo_is_an_error_with_a_suggestion():
 
 
 def test_every_name_of_the_page_has_a_home():
-    from trimtab import _HOME
+    from trimtab import _HOME, _STAGES
 
-    assert set(_HOME) | {"__version__"} == set(trimtab.__all__)
+    assert set(_HOME) | set(_STAGES) | {"__version__"} == set(trimtab.__all__)

@@ -13,11 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trimtab import locate, report
     from trimtab.model.lm import LM
     from trimtab.model.load import load
     from trimtab.model.prompts import Prompts
     from trimtab.model.run import Run
     from trimtab.values.edit import Edit, Intervention, Ref
+    from trimtab.values.lens import Lens
     from trimtab.values.outcome import Outcome
     from trimtab.values.provenance import Provenance
     from trimtab.values.scope import Scope
@@ -32,6 +34,7 @@ __all__ = [
     "Edge",
     "Edit",
     "Intervention",
+    "Lens",
     "Outcome",
     "Prompts",
     "Provenance",
@@ -44,6 +47,8 @@ __all__ = [
     "Span",
     "__version__",
     "load",
+    "locate",
+    "report",
 ]
 
 _HOME = {
@@ -51,6 +56,7 @@ _HOME = {
     "Edge": "values.site",
     "Edit": "values.edit",
     "Intervention": "values.edit",
+    "Lens": "values.lens",
     "Outcome": "values.outcome",
     "Prompts": "model.prompts",
     "Provenance": "values.provenance",
@@ -65,9 +71,14 @@ _HOME = {
 }
 
 
+_STAGES = ("locate", "report")
+
+
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
+    if name in _STAGES:
+        return import_module(f"trimtab.{name}")
     if name in _HOME:
         value = getattr(import_module(f"trimtab.{_HOME[name]}"), name)
         globals()[name] = value

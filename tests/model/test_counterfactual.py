@@ -87,10 +87,9 @@ class TestEveryFamily:
         runs = sources(lm, RAGGED, side)
         variants = []
         for site in every_site(lm):
-            for where in ("all", "1", "-1"):
-                variants.append(Edit(site, "scale", 0.5, where=where))
-                if site in runs["o"]:
-                    variants.append(Edit(site, "set", Ref("o"), where=where))
+            variants += [Edit(site, "scale", 0.5, where=where) for where in ("1", "-1")]
+            if site in runs["o"]:
+                variants += [Edit(site, "set", Ref("o")), Edit(site, "set", Ref("o"), where="3")]
             if site.name not in ("expert", "resid_pre", "scores") and lm.anatomy.units(site) > 1:
                 variants.append(Edit(site.with_(index=(1,)), "scale", 0.0, where="-2:"))
         found = both(lm, prompts, variants, runs=runs)
@@ -298,18 +297,19 @@ class TestSharing:
         assert starts == ({0} if idle == 1e9 else starts)
         assert len(starts) > 1 or idle > 0
 
-    @settings(max_examples=15)
+    @settings(max_examples=12)
     @given(data=st.data())
     def test_any_list_of_any_edits(self, data):
         lm = self.lm
+        runs = sources(lm, IDS)
         names = [name for name in lm.anatomy.present(0) if name != "scores"]  # some of these would unmask what is masked
-        scopes = st.sampled_from(["all", "0", "2", "-1", "1:3", "-2:", "tokens{9,10}"])
+        scopes = st.sampled_from(["all", "0", "2", "-1", "1:3", "-2:"])
         site = st.tuples(st.sampled_from(names), st.sampled_from([0, 1])).map(lambda s: Site(s[0], s[1]))
         strength = st.sampled_from([1.0, 0.5, (0.0, 1.0), (2.0, -1.0)])
         op = st.sampled_from([("scale", 0.0), ("add", 0.4), ("set", Ref("base")), ("set", Ref("o")), ("clamp", Bounds(-1, 1))])
         edit = st.builds(lambda s, o, w, k: Edit(s, *o, where=w, strength=k), site, op, scopes, strength)
         variants = data.draw(st.lists(st.lists(edit, min_size=1, max_size=3), min_size=1, max_size=6))
-        both(lm, RAGGED, variants, all_logits("-2:"), runs=sources(lm, RAGGED))
+        both(lm, IDS, variants, all_logits("-2:"), runs=runs)
 
     def test_the_order_of_variants_is_kept(self):
         variants = self.variants()

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trimtab.model.lm import LM
-    from trimtab.values.edit import Edit
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 CONFIG = "trimtab.toml"
@@ -43,20 +42,18 @@ def complete_model(start: str) -> list[str]:
 
 
 def checked_edits(values: list[str] | None) -> list[str] | None:
-    """Edits as they were written; a usage error where one cannot be read."""
-    for value in values or []:
-        parsed_edit(value)
-    return values
-
-
-def parsed_edit(text: str) -> Edit:
-    """The edit that a text names; a usage error where it cannot be read."""
+    """Edits as they were written; a usage error where one cannot be read. An edit may be of a selection of sites."""
     from trimtab.values.edit import Edit
+    from trimtab.values.notation import split_edit
+    from trimtab.values.site import Selection
 
-    try:
-        return Edit.parse(text)
-    except TrimtabError as error:
-        raise typer.BadParameter(str(error)) from error
+    for text in values or []:
+        address, rest = split_edit(text)
+        try:
+            Edit.parse(f"{Selection.parse(address).site} {rest}" if rest else text)
+        except TrimtabError as error:
+            raise typer.BadParameter(str(error)) from error
+    return values
 
 
 def writable(path: Path | None) -> Path | None:

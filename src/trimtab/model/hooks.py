@@ -41,10 +41,11 @@ class Step:
 class Hooks:
     """Installs steps on a model for the length of a `with` block; on leaving, also by exception, nothing is left.
 
-    `frame` is called at each step to learn what the running pass covers.
+    `frame` is called at each step to learn what the running pass covers; where it gives None (a module called by hand)
+    nothing is done.
     """
 
-    def __init__(self, anatomy: Anatomy, steps: Iterable[Step], frame: Callable[[], Frame]) -> None:
+    def __init__(self, anatomy: Anatomy, steps: Iterable[Step], frame: Callable[[], Frame | None]) -> None:
         self.anatomy = anatomy
         self.frame = frame
         self.places: dict[tuple[nn.Module, str], list[tuple[Tap, Step]]] = defaultdict(list)
@@ -87,7 +88,9 @@ class Hooks:
     # What each kind of hook does
     # ---------------------------------------------------------------------------------------
 
-    def _run(self, steps: Sequence[tuple[Tap, Step]], tensor: Tensor, frame: Frame) -> Tensor:
+    def _run(self, steps: Sequence[tuple[Tap, Step]], tensor: Tensor, frame: Frame | None) -> Tensor:
+        if frame is None:
+            return tensor
         for tap, step in steps:
             if step.change is not None:
                 x = tap.layout.read(tensor, frame.batch, frame.length)
@@ -124,6 +127,8 @@ class Hooks:
     def _logits(self, steps: Sequence[tuple[Tap, Step]]) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             frame = self.frame()
+            if frame is None:
+                return
             kept = output.logits.shape[1]
             if kept != frame.length:  # the model was asked for the last positions only
                 frame = replace(frame, start=frame.stop - kept, length=kept)
@@ -173,7 +178,7 @@ class Hooks:
             if name not in by_name:
                 return tensor
             frame = self.frame()
-            if name != "rot_k":
+            if frame is None or name != "rot_k":
                 return self._run(by_name[name], tensor, frame)
             # Keys come with those of earlier columns, which are kept as they were before any edit: every pass edits
             # them all

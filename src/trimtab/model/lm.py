@@ -30,14 +30,13 @@ from trimtab.model.identities import check_anatomy
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
 from trimtab.model.run import Run, Stop, reader
-from trimtab.model.steps import edit_steps
+from trimtab.model.steps import Edits, edit_steps, spelled_out
 from trimtab.model.store import harvest
 from trimtab.model.weights import patched
 from trimtab.values.edit import Edit, Intervention
 from trimtab.values.site import Site
 
 Reads = str | Site | Iterable[str | Site]
-Edits = str | Edit | Intervention | Iterable[str | Edit] | None
 Text = str | Sequence[str] | Sequence[Sequence[int]] | Tensor | Prompts
 
 
@@ -143,7 +142,7 @@ class LM:
                 out = self.call(prompts).logits if todo or logits else None
             except Stop:
                 out = None
-        edited = bool(self.active) or len(Intervention.of(edit)) > 0
+        edited = bool(self.active) or edit is not None
         return Run(prompts, out if logits else None, {s: found[s] for s in wanted}, edited)
 
     def call(self, prompts: Prompts, **options: Any) -> Any:
@@ -162,7 +161,7 @@ class LM:
         steps: Sequence[Step] = (),
     ) -> Iterator[Frame]:
         """For the length of the block: edits and further steps on the model, weight patches applied, the frame set."""
-        intervention = Intervention.of(edit)
+        intervention = spelled_out(edit, self.anatomy)
         changes = edit_steps(self.compile(intervention.edits, prompts, runs, dictionaries), self.anatomy)
         with ExitStack() as stack:
             stack.enter_context(patched(self.hf, intervention.patches))
@@ -204,9 +203,8 @@ class LM:
         finally:
             self.frame = before
 
-    def current_frame(self) -> Frame:
-        """What the running pass covers."""
-        assert self.frame is not None, "a hook fired outside a call of this package"
+    def current_frame(self) -> Frame | None:
+        """What the running pass covers; None where a module is called by hand, outside any pass."""
         return self.frame
 
     # Staying edited
@@ -224,7 +222,7 @@ class LM:
 
         On leaving, also by exception, hooks are gone and patched weights are bitwise what they were.
         """
-        intervention = Intervention.of(edit)
+        intervention = spelled_out(edit, self.anatomy)
         self.active.append(intervention)
         try:
             with patched(self.hf, intervention.patches), Edited(self, intervention.edits, runs, dictionaries):

@@ -1,4 +1,4 @@
-"""Compiled edits as steps for hooks, with a step before them for each condition that they wait for."""
+"""Edits on their way to hooks: selections spelled out, compiled edits as steps, conditions as steps before them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,39 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from trimtab.errors import EditError
+from trimtab.errors import EditError, SiteError
 from trimtab.model.anatomy import Anatomy
 from trimtab.model.edits import Compiled, evaluate
 from trimtab.model.frame import Frame
 from trimtab.model.hooks import Step
-from trimtab.values.edit import Condition
+from trimtab.values.edit import Condition, Edit, Intervention
+from trimtab.values.notation import split_edit
+from trimtab.values.site import Selection
+
+Edits = str | Edit | Intervention | Iterable[str | Edit] | None
+
+
+def spelled_out(edit: Edits, anatomy: Anatomy) -> Intervention:
+    """An intervention from whatever edits are given as; in text, a selection is an edit at each of its sites.
+
+    `"L10-12.mlp_out scale 0"` is three edits. Raises `EditError` and `SiteError` as parsing does.
+    """
+    if isinstance(edit, str):
+        address, rest = split_edit(edit)
+        if is_selection(address):
+            return Intervention(tuple(Edit.parse(f"{site} {rest}") for site in anatomy.sites(address)))
+    elif isinstance(edit, Iterable) and not isinstance(edit, Intervention):
+        parts = [spelled_out(part, anatomy) for part in edit]
+        return Intervention.of(parts)
+    return Intervention.of(edit)
+
+
+def is_selection(address: str) -> bool:
+    """Whether an address names several sites. Addresses that cannot be read are left to `Edit.parse` to refuse."""
+    try:
+        return not Selection.parse(address).single
+    except SiteError:
+        return False
 
 
 def edit_steps(compiled: Iterable[Compiled], anatomy: Anatomy) -> list[Step]:

@@ -23,6 +23,7 @@ from trimtab.model.plan import Cell, Plan, first_columns
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary, Readout
 from trimtab.model.run import Run
+from trimtab.model.steps import spelled_out
 from trimtab.values.edit import Edit, Intervention, Ref
 from trimtab.values.site import Site
 
@@ -81,7 +82,7 @@ def prepare(
     listed: list[tuple[Edit, ...]] = []
     members: list[tuple[int, ...]] = []
     for variant in variants:
-        edits = (variant,) if isinstance(variant, Edit) else _edits(variant)
+        edits = (variant,) if isinstance(variant, Edit) else _edits(spelled_out(variant, lm.anatomy))
         for edit in edits:
             if id(edit) not in numbers:
                 numbers[id(edit)] = len(unique)
@@ -95,8 +96,7 @@ def prepare(
     )
 
 
-def _edits(variant: Variant) -> tuple[Edit, ...]:
-    intervention = Intervention.of(variant)
+def _edits(intervention: Intervention) -> tuple[Edit, ...]:
     if intervention.patches:
         raise EditError(
             "a variant with weight patches has no shared base run: put it on with lm.edited and run it alone"

@@ -15,6 +15,7 @@ from trimtab.values.edit import (
     Rotation,
     WeightPatch,
 )
+from trimtab.values.lens import Lens
 from trimtab.values.outcome import Outcome
 from trimtab.values.provenance import Provenance
 from trimtab.values.scope import Scope
@@ -32,6 +33,7 @@ __all__ = [
     "Edit",
     "Interval",
     "Intervention",
+    "Lens",
     "Noise",
     "Outcome",
     "Probe",

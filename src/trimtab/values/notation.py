@@ -32,6 +32,12 @@ _SPACES = re.compile(r"\s+(?=[^\[\]{}]*[\]}])")  # inside brackets and braces
 _REF = re.compile(rf"({RUN_NAME})(?::(.+)|@(.+))?")
 
 
+def split_edit(text: str) -> tuple[str, str]:
+    """The address that an edit's text begins with, and the rest: `("L5.neuron[3,17]", "scale 0")`."""
+    address, _, rest = _SPACES.sub("", text.strip()).partition(" ")
+    return address, rest.strip()
+
+
 def read_edit(text: str) -> dict[str, Any]:
     """The fields of the edit that a text names. EditError where it cannot be read."""
     words = _SPACES.sub("", text.strip()).split()
