@@ -97,7 +97,9 @@ def overhead(name: str, ratio: Ratio, target: float, note: str = "", *, upper: b
 def present(title: str, cases: Sequence[Case], as_json: bool, about: str = "") -> int:
     """Print the table, or one JSON document; 0 when every target holds, 1 otherwise."""
     if as_json:
-        json.dump({"cases": [asdict(case) for case in cases]}, sys.stdout)
+        whole = [asdict(case) for case in cases]
+        nulls = [{k: None if isinstance(v, float) and v != v else v for k, v in case.items()} for case in whole]
+        json.dump({"cases": nulls}, sys.stdout)
         print()
     else:
         table = Table(title=title, caption=about)

@@ -82,7 +82,7 @@ def compared(bench: Bench, ours: torch.Tensor, library: str, prepare: Callable[[
     ratio = paired(
         lambda: sweep(cells),
         lambda: bench.patches(bench.late, "resid_pre", None),
-        bench.n(7),
+        bench.n(5),
         times=len(ours) / len(cells),
         warm=0,
     )

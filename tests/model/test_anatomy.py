@@ -270,7 +270,9 @@ class TestArchitectures:
             assert name == base.get(family, family)
 
     def test_unsupported(self):
-        with pytest.raises(ModelError, match=r"architecture 'mamba' is not supported.*supported: bloom, falcon.*one row"):
+        with pytest.raises(
+            ModelError, match=r"architecture 'mamba' is not supported.*supported: bloom, falcon.*one row"
+        ):
             family_of(tf.MambaConfig())
         with pytest.raises(ModelError, match=r"'qwen3_next' is not supported \(did you mean \"qwen3_moe\"\?\)"):
             family_of(tf.Qwen3NextConfig())

@@ -1,4 +1,4 @@
-"""Inside attention: scores and patterns of chosen layers, in every family, read and edited without moving the others."""
+"""Inside attention: scores and patterns of chosen layers, read and edited in every family, the others left as they are."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ class TestEveryFamily:
             if family not in ALIBI:
                 close(lm, scores[:, :, seen], expected[:, :, seen], layer)
                 continue
-            bias = torch.where(seen, scores - expected, 0.0)  # grows by one slope for each key, the same for all queries
+            bias = torch.where(
+                seen, scores - expected, 0.0
+            )  # grows by one slope for each key, the same for all queries
             slopes = bias[0, :, -1, -1] - bias[0, :, -1, -2]
             line = slopes[:, None, None] * torch.arange(7.0, dtype=lm.dtype)
             flat = (bias - line - (bias - line)[:, :, :, :1])[:, :, seen]
@@ -168,6 +170,20 @@ class TestEveryFamily:
             run = lm.run(IDS, "L1.pattern", f"L1.{name}[3]@{where} scale 0")["L1.pattern"][:, 3, rows]
             seen = allowed(family, 1, 7)[rows].to(run)
             assert off(run, (seen / seen.sum(-1, keepdim=True)).expand_as(run)) < 1e-6
+
+    def test_what_is_masked_stays_masked(self, family):
+        """Scores of a head set or scaled: all keys alike, and still none of the future and no padding."""
+        lm = exact(family, padded=True)
+        prompts = lm.prompts(RAGGED)
+        for edit in ("L1.scores[3] scale 0", "L1.scores[3] set 0.5", "L1.scores[3] scale -1"):
+            run = lm.run(prompts, ["L1.pattern", "L1.scores"], edit)
+            for row, mask in enumerate(prompts.mask.bool()):
+                pattern = run["L1.pattern"][row, 3, mask]
+                seen = allowed(family, 1, int(mask.sum()))
+                assert not pattern[:, ~mask].any(), f"{edit}: a query looks at padding"
+                assert not pattern[:, mask][~seen].any(), f"{edit}: a query looks at what comes after it"
+                if "-1" not in edit:
+                    assert off(pattern[:, mask], (seen / seen.sum(-1, keepdim=True)).to(pattern)) < 1e-6
 
     def test_pattern_off_is_head_off(self, family):
         lm = exact(family)

@@ -1,4 +1,4 @@
-"""Edits that stay on for a block: `lm.run`, `lm.generate` and the model itself agree inside, and nothing is left after."""
+"""Edits that stay on for a block: `lm.run`, `lm.generate` and the model itself agree inside, and nothing stays after."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def answer(lm, ids, *, mask=None, **options):
     """New tokens of transformers' own generation, without padding and up to the end of each row."""
     ids = torch.as_tensor(ids)
     mask = torch.ones_like(ids) if mask is None else mask
-    out = lm.hf.generate(input_ids=ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0, **options)
+    out = lm.hf.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0, **options
+    )
     rows = out[:, ids.shape[1] :].tolist()
     return tuple(tuple(row[: row.index(2) + 1] if 2 in row else row) for row in rows)
 
@@ -101,7 +103,9 @@ class TestTheModelItself:
         """As for transformers, also where a token is the one that pads."""
         lm = exact("llama")
         for ids in (IDS, [[0, 0, 5, 6, 7]], [[5, 6, 0]]):
-            expected = lm.run(lm.prompts(ids, mask=[[1] * len(row) for row in ids]), edit="L0.resid_post@1 scale -2").logits
+            expected = lm.run(
+                lm.prompts(ids, mask=[[1] * len(row) for row in ids]), edit="L0.resid_post@1 scale -2"
+            ).logits
             with torch.no_grad(), lm.edited("L0.resid_post@1 scale -2"):
                 close(lm, lm.hf(torch.tensor(ids)).logits, expected)
                 close(lm, lm.hf(input_ids=torch.tensor(ids)).logits, expected)
@@ -174,7 +178,11 @@ class TestTheModelItself:
 
     def test_embeddings_instead_of_tokens(self):
         lm = exact("llama")
-        with untouched(lm), lm.edited("L0.head scale 0"), pytest.raises(EditError, match="needs input_ids: positions cannot"):
+        with (
+            untouched(lm),
+            lm.edited("L0.head scale 0"),
+            pytest.raises(EditError, match="needs input_ids: positions cannot"),
+        ):
             lm.hf(inputs_embeds=torch.zeros(1, 3, 32, dtype=torch.float64))
 
     def test_a_cache_from_before_the_block(self):
@@ -182,7 +190,11 @@ class TestTheModelItself:
         cache = DynamicCache()
         with torch.no_grad():
             lm.hf(input_ids=torch.tensor(IDS), past_key_values=cache, use_cache=True)
-            with untouched(lm), lm.edited("L0.head scale 0"), pytest.raises(EditError, match="cache from outside the block"):
+            with (
+                untouched(lm),
+                lm.edited("L0.head scale 0"),
+                pytest.raises(EditError, match="cache from outside the block"),
+            ):
                 lm.hf(input_ids=torch.tensor([[9], [9]]), past_key_values=cache, use_cache=True)
 
     def test_gradients_flow(self):
@@ -199,7 +211,9 @@ class TestTheModelItself:
 class TestReadsInside:
     """What is read inside a block is what is read of a run with the same edits."""
 
-    @pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2", "opt", "opt-350m", "bloom", "gemma2", "falcon", "mixtral"])
+    @pytest.mark.parametrize(
+        "family", ["llama", "gpt2", "olmo2", "opt", "opt-350m", "bloom", "gemma2", "falcon", "mixtral"]
+    )
     def test_every_site(self, family):
         lm = exact(family)
         names = [name for name in lm.anatomy.present(0) if not name.startswith("expert")]
@@ -217,7 +231,13 @@ class TestReadsInside:
     def test_an_edit_inside_an_edit(self, family):
         """An edit of a call, and one of a block around it at a later site, are the two in one call."""
         lm = exact(family)
-        pairs = [("attn_raw", "attn_out"), ("mlp_raw", "mlp_out"), ("head", "attn_out"), ("resid_mid", "mlp_in"), ("q", "k")]
+        pairs = [
+            ("attn_raw", "attn_out"),
+            ("mlp_raw", "mlp_out"),
+            ("head", "attn_out"),
+            ("resid_mid", "mlp_in"),
+            ("q", "k"),
+        ]
         for first, second in pairs:
             if not {first, second} <= set(lm.anatomy.present(0)):
                 continue
@@ -246,7 +266,9 @@ class TestNested:
         assert lm.active == []
 
     @pytest.mark.parametrize("outer", ["L0.head[1] scale 0", "logits[4] add 1", "L0.pattern[1] scale 0"])
-    @pytest.mark.parametrize("inner", ["logits[3] add 2", "L1.mlp_out scale 0", "embed@2 scale 0", "L1.pattern[2] scale 0"])
+    @pytest.mark.parametrize(
+        "inner", ["logits[3] add 2", "L1.mlp_out scale 0", "embed@2 scale 0", "L1.pattern[2] scale 0"]
+    )
     def test_the_model_itself_under_two_blocks(self, outer, inner):
         lm = exact("llama")
         expected = lm.run(IDS, edit=[outer, inner]).logits

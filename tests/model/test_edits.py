@@ -1,5 +1,5 @@
-"""Edits compiled against prompts: each operation is its formula, its weights are strength, scope, rows and condition, and
-what it does to a token does not depend on which other tokens are shown."""
+"""Edits compiled against prompts: each operation is its formula, its weight is strength, scope, rows and condition,
+and what it does to a token does not depend on which other tokens are shown."""
 
 from __future__ import annotations
 
@@ -271,7 +271,12 @@ class TestStrength:
         assert torch.equal(y[2], apply(edit.with_(strength=-0.5), x, ids)[2])
 
     def test_none_at_all(self):
-        for options in ({"strength": 0.0}, {"rows": ()}, {"strength": (0.0, 0.0)}, {"strength": (0.0, 1.0), "rows": (0,)}):
+        for options in (
+            {"strength": 0.0},
+            {"rows": ()},
+            {"strength": (0.0, 0.0)},
+            {"strength": (0.0, 1.0), "rows": (0,)},
+        ):
             assert compiled(Edit("L0.resid_post", "set", 1.0, **options))[0] is None
 
     def test_of_another_number_of_rows(self):
@@ -349,7 +354,7 @@ class TestScopes:
 class TestFrames:
     """What an edit does to a token is the same whichever columns and rows are shown with it."""
 
-    EDITS = [
+    EDITS = (
         *(Edit("L0.resid_post", op, value, where="1:") for op, value in OPS.values()),
         Edit("L0.resid_post", "add", normal(3, 2, 7, D)),
         Edit("L0.resid_post", "scale", normal(3, 2, D), strength=(0.5, 2.0)),
@@ -364,7 +369,8 @@ class TestFrames:
         whole = one.apply(x, Frame.whole(prompts))
         for cut in range(1, 7):
             parts = [
-                one.apply(x[:, start:stop], Frame(prompts, 2, start, stop - start)) for start, stop in ((0, cut), (cut, 7))
+                one.apply(x[:, start:stop], Frame(prompts, 2, start, stop - start))
+                for start, stop in ((0, cut), (cut, 7))
             ]
             assert off(torch.cat(parts, 1), whole) < 1e-14
 
@@ -390,7 +396,11 @@ class TestFrames:
         assert torch.equal(one.moved(x, frame), (one.apply(x, frame) != x).any(-1))
 
     @few
-    @given(seed=SEEDS, n=st.integers(1, 4), site=st.sampled_from(["L0.resid_post", "L0.head", "L0.head[2]", "L0.neuron[5]"]))
+    @given(
+        seed=SEEDS,
+        n=st.integers(1, 4),
+        site=st.sampled_from(["L0.resid_post", "L0.head", "L0.head[2]", "L0.neuron[5]"]),
+    )
     def test_noise_of_a_row_does_not_depend_on_the_rows_after_it(self, seed, n, site):
         lm = exact("llama")
         edit = Edit(site, "noise", Noise(1.0, seed))
@@ -417,14 +427,24 @@ class TestValuesThatDoNotFit:
     @pytest.mark.parametrize(
         ("site", "op", "value", "said"),
         [
-            ("L0.resid_post", "add", np.ones(31), r"fits L0\.resid_post, \(32\) \(or with batch.*\(2 7 32\)\); got \(31\)"),
+            (
+                "L0.resid_post",
+                "add",
+                np.ones(31),
+                r"fits L0\.resid_post, \(32\) \(or with batch.*\(2 7 32\)\); got \(31\)",
+            ),
             ("L0.resid_post", "set", np.ones((3, 32)), r"got \(3 32\)"),
             ("L0.resid_post", "set", np.ones((2, 6, 32)), r"got \(2 6 32\)"),
             ("L0.head", "scale", np.ones(4), r"fits L0\.head, \(4 8\).*got \(4\)"),
             ("L0.head[1,2]", "scale", np.ones((4, 8)), r"fits L0\.head\[1,2\], \(2 8\).*got \(4 8\)"),
             ("L0.neuron", "add", np.ones(32), r"\(40\).*got \(32\)"),
             ("logits", "add", np.ones(32), r"\(97\).*got \(32\)"),
-            ("L0.resid_post", "affine", Affine(np.ones((1, 8)), np.ones((1, 8))), "A must have 32 columns.*shape \\(1, 8\\)"),
+            (
+                "L0.resid_post",
+                "affine",
+                Affine(np.ones((1, 8)), np.ones((1, 8))),
+                "A must have 32 columns.*shape \\(1, 8\\)",
+            ),
             ("L0.head", "affine", Affine(c=np.ones(32)), r"c must have 8 columns, the last axis of L0\.head"),
             ("L0.resid_post", "rotate", Rotation(np.eye(8)[0], np.eye(8)[1], 1.0), "b1 must have 32 columns"),
             ("L0.mlp_out", "gradient", Probe(np.ones((2, 8)), np.ones(2), 0, 1.0), "weight must have 32 columns"),
@@ -517,7 +537,9 @@ class TestConditions:
     @pytest.mark.parametrize("site", ["L1.resid_pre", "L1.head", "L1.resid_post", "final"])
     def test_after_its_edit_is_refused(self, site):
         condition = Condition(site, np.ones(D), 0.1)
-        with pytest.raises(EditError, match=rf"condition reads {site}, which is .*computed .*L1\.resid_pre; choose an earlier"):
+        with pytest.raises(
+            EditError, match=rf"condition reads {site}, which is .*computed .*L1\.resid_pre; choose an earlier"
+        ):
             exact("llama").run(IDS, edit=Edit("L1.resid_pre", "scale", 0.0, when=condition))
 
     @pytest.mark.parametrize(
@@ -603,7 +625,11 @@ class TestDictionaries:
         chosen = [int(i) for i in index.strip("[]").split(",")] if index else slice(None)
         x = self.x
         features = self.dictionary.encode(x)
-        for op, value, edited in (("set", 2.0, lambda f: f * 0 + 2), ("scale", 0.0, lambda f: f * 0), ("add", 1.5, lambda f: f + 1.5)):
+        for op, value, edited in (
+            ("set", 2.0, lambda f: f * 0 + 2),
+            ("scale", 0.0, lambda f: f * 0),
+            ("add", 1.5, lambda f: f + 1.5),
+        ):
             new = features.clone()
             new[:, :, chosen] = edited(new[:, :, chosen])
             expected = x + self.decoded(new) - self.decoded(features)
@@ -619,7 +645,9 @@ class TestDictionaries:
         x, lm = self.x, exact("llama")
         features = self.dictionary.encode(x)
         value = normal(4, 50)
-        close(lm, self.run("set", value)[self.site], x + self.decoded(value.expand_as(features)) - self.decoded(features))
+        close(
+            lm, self.run("set", value)[self.site], x + self.decoded(value.expand_as(features)) - self.decoded(features)
+        )
         close(lm, self.run("add", value)[self.site], x + self.decoded(value.expand_as(features)))
         new = features.clone()
         new[:, :, [3, 40]] = value[:2]
@@ -658,9 +686,13 @@ class TestDictionaries:
         expected[:, :, 3] = self.decoded(self.dictionary.encode(x))[:, :, 3]
         close(lm, self.run("scale", 0.0, view="error", index="[3]")[self.site], expected)
 
-    @pytest.mark.parametrize(("view", "index", "unit", "last"), [("feature", 50, "feature", 49), ("error", 32, "channel", 31)])
+    @pytest.mark.parametrize(
+        ("view", "index", "unit", "last"), [("feature", 50, "feature", 49), ("error", 32, "channel", 31)]
+    )
     def test_one_that_does_not_exist(self, view, index, unit, last):
-        with pytest.raises((SiteError, EditError), match=f"{unit} {index} is out of range; there are {unit}s 0 to {last}"):
+        with pytest.raises(
+            (SiteError, EditError), match=f"{unit} {index} is out of range; there are {unit}s 0 to {last}"
+        ):
             self.run("set", 3.0, view=view, index=f"[{index}]")
 
     def test_a_dictionary_that_was_not_given(self):

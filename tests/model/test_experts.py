@@ -56,7 +56,9 @@ class TestEveryFamily:
         for e in range(N):
             weight = run["L1.router"][..., [e]]
             close(lm, run[f"L1.expert[{e}]"], out[e] * weight, f"expert {e}")
-            close(lm, run[f"L1.expert[{e}].neuron"], torch.where(weight != 0, neurons[e], 0.0), f"neurons of expert {e}")
+            close(
+                lm, run[f"L1.expert[{e}].neuron"], torch.where(weight != 0, neurons[e], 0.0), f"neurons of expert {e}"
+            )
 
     def test_experts_sum_to_the_output(self, family):
         lm = exact(family)

@@ -171,7 +171,9 @@ class TestHooks:
         prompts, frame = self.frame(lm)
         before = state(lm)
         steps = [Step(Site("pattern", 0), look=lambda *_: None), Step(Site("expert", 1), look=lambda *_: None)]
-        with pytest.raises(SiteError, match=r"L1\.expert: name one expert, L1\.expert\[0\], or select all: expert\[\*\]"):
+        with pytest.raises(
+            SiteError, match=r"L1\.expert: name one expert, L1\.expert\[0\], or select all: expert\[\*\]"
+        ):
             Hooks(lm.anatomy, steps, lambda: frame).__enter__()
         assert state(lm) == before
         assert prompts.batch == 2

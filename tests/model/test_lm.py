@@ -46,7 +46,9 @@ class TestWhatItIs:
     def test_an_unsupported_architecture(self):
         from transformers import MambaConfig
 
-        hf = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=1, state_size=4))
+        hf = AutoModelForCausalLM.from_config(
+            MambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=1, state_size=4)
+        )
         with pytest.raises(ModelError, match="architecture 'mamba' is not supported"):
             LM(hf, tokenizer())
 
@@ -80,14 +82,25 @@ class TestAddresses:
     def test_sites(self):
         lm = lm_of("llama")
         found = lm.sites(["L*.resid_post", "L1.resid_post", Site("embed"), "L0.head[*]"])
-        assert [str(s) for s in found] == ["L0.resid_post", "L1.resid_post", "embed", *(f"L0.head[{i}]" for i in range(4))]
+        assert [str(s) for s in found] == [
+            "L0.resid_post",
+            "L1.resid_post",
+            "embed",
+            *(f"L0.head[{i}]" for i in range(4)),
+        ]
         assert lm.sites("embed") == [Site("embed")]
         assert lm.sites([]) == []
 
     def test_texts_ids_tensors_and_prompts_are_taken_everywhere(self):
         lm = lm_of("llama")
         expected = lm.run([[5, 6, 7]]).logits
-        for text in ("w5 w6 w7", ["w5 w6 w7"], torch.tensor([[5, 6, 7]]), np.array([[5, 6, 7]]), lm.prompts("w5 w6 w7")):
+        for text in (
+            "w5 w6 w7",
+            ["w5 w6 w7"],
+            torch.tensor([[5, 6, 7]]),
+            np.array([[5, 6, 7]]),
+            lm.prompts("w5 w6 w7"),
+        ):
             assert torch.equal(lm.run(text).logits, expected)
 
     def test_errors_of_prompts(self):
@@ -156,7 +169,9 @@ class TestReadouts:
     def test_are_what_they_say(self):
         lm = exact("llama")
         last = lm.run(RAGGED).logits[:, -1]
-        close(lm, self.values(logit_diff([3, 4], [5, 6])), torch.stack([last[0, 3] - last[0, 5], last[1, 4] - last[1, 6]]))
+        close(
+            lm, self.values(logit_diff([3, 4], [5, 6])), torch.stack([last[0, 3] - last[0, 5], last[1, 4] - last[1, 6]])
+        )
         logp = torch.log_softmax(last, -1)
         close(lm, self.values(log_prob([3, 4])), torch.stack([logp[0, 3], logp[1, 4]]))
         close(lm, self.values(all_logits())[:, 0], last)

@@ -111,7 +111,16 @@ class TestFromScopes:
 
 class TestCost:
     def made(self, **options):
-        size = {"variants": 1, "rows": 1, "n_layers": 1, "width": 1, "cells": (), "naive": (), "chunk": 1, "bytes_each": 1}
+        size = {
+            "variants": 1,
+            "rows": 1,
+            "n_layers": 1,
+            "width": 1,
+            "cells": (),
+            "naive": (),
+            "chunk": 1,
+            "bytes_each": 1,
+        }
         return Plan(**(size | {"base_bytes": 1, "exact": "fast"} | options))
 
     def test_counts_and_passes(self):
@@ -145,7 +154,9 @@ class TestCost:
 
     def test_later_and_deeper_is_cheaper(self):
         lm = exact("llama")
-        costs = [lm.plan(IDS, [f"{site} set 0"], READOUT).passes for site in ("L0.resid_pre@0", "L0.resid_pre@5", "L1.q@5")]
+        costs = [
+            lm.plan(IDS, [f"{site} set 0"], READOUT).passes for site in ("L0.resid_pre@0", "L0.resid_pre@5", "L1.q@5")
+        ]
         assert costs == sorted(costs, reverse=True)
         assert len(set(costs)) == 3
 
@@ -160,7 +171,11 @@ def test_is_an_upper_bound_of_what_is_computed(family):
         variants += [Edit(site, "scale", 0.5, where="3"), Edit(site, "clamp", (-1e6, 1e6))]
         if site in other:
             for op, run in itertools.product(("set", "add"), ("o", "base")):
-                variants += [Edit(site, op, Ref(run)), Edit(site, op, Ref(run), where="1"), Edit(site, op, Ref(run, at="2"), where="4")]
+                variants += [
+                    Edit(site, op, Ref(run)),
+                    Edit(site, op, Ref(run), where="1"),
+                    Edit(site, op, Ref(run, at="2"), where="4"),
+                ]
     variants += [[variants[0], variants[-1]], Edit("embed@2", "noise", Noise(1.0))]
     plan = lm.plan(IDS, variants, READOUT, runs={"o": other})
     found = lm.counterfactuals(IDS, variants, READOUT, runs={"o": other})
@@ -213,7 +228,10 @@ class TestMerging:
     def test_is_the_cheapest_split(self, data, n, layers, idle):
         width = 12
         columns = sorted(data.draw(st.sets(st.integers(0, width - 1), min_size=n, max_size=n)))
-        work = [np.cumsum(data.draw(st.lists(st.integers(0, 9), min_size=layers, max_size=layers))).tolist() for _ in columns]
+        work = [
+            np.cumsum(data.draw(st.lists(st.integers(0, 9), min_size=layers, max_size=layers))).tolist()
+            for _ in columns
+        ]
         merged = merge_columns(columns, work, width, idle)
         assert list(merged) and set(merged) == set(columns)
         assert all(first <= column and merged[first] == first for column, first in merged.items())

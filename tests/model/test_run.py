@@ -232,7 +232,10 @@ class TestBatches:
         """Left, right and no padding: the same logits and activations of every real token."""
         lm = exact(family, padded=True)
         names = [name for name in site_names(lm) if name not in ("scores", "pattern")]
-        edits = [None, ["L0.attn_out@-2 scale -1", "L1.k@1:3 scale 2", Edit("L0.resid_post", "add", np.linspace(0, 1, 32))]]
+        edits = [
+            None,
+            ["L0.attn_out@-2 scale -1", "L1.k@1:3 scale 2", Edit("L0.resid_post", "add", np.linspace(0, 1, 32))],
+        ]
         for edit in edits:
             runs = {side: lm.run(lm.prompts(RAGGED, padding=side), [f"L1.{n}" for n in names], edit) for side in SIDES}
             for row, ids in enumerate(RAGGED):
@@ -274,7 +277,9 @@ class TestStopping:
                 assert run.logits is None
                 if site.name not in ("logits", *CORE):
                     assert torch.equal(run[site], full[site]), site
-                allowed = [] if site.name == "embed" else [0, 1, "unembedding"][: 3 if site.layer is None else site.layer + 1]
+                allowed = (
+                    [] if site.name == "embed" else [0, 1, "unembedding"][: 3 if site.layer is None else site.layer + 1]
+                )
                 assert len(reached) <= len(allowed), f"{site}: the pass went on to {reached}"
                 if site.layer == 1:
                     assert 0 in reached
@@ -319,7 +324,15 @@ class TestAddresses:
         assert prompts.side == "left"
 
     def test_positions_and_units_read_alone(self):
-        for site in ("L1.head[2]@-1", "L1.head@0", "L0.resid_post@1:3", "L0.neuron[7,3]", "embed@-2", "final@-1", "L1.q[1]"):
+        for site in (
+            "L1.head[2]@-1",
+            "L1.head@0",
+            "L0.resid_post@1:3",
+            "L0.neuron[7,3]",
+            "embed@-2",
+            "final@-1",
+            "L1.q[1]",
+        ):
             _, alone = self.run_of(site)
             _, whole = self.run_of(str(Site.parse(site).whole))
             assert torch.equal(alone[site], whole[site]), site
@@ -372,7 +385,9 @@ class TestAddresses:
 
     def test_what_was_not_read(self):
         _, run = self.run_of(["L0.resid_post", "L1.head[2]", "L0.mlp_out@-1"])
-        with pytest.raises(SiteError, match=r'"L1\.resid_post" was not read in this run .*read: L0\.resid_post, L1\.head\[2\]'):
+        with pytest.raises(
+            SiteError, match=r'"L1\.resid_post" was not read in this run .*read: L0\.resid_post, L1\.head\[2\]'
+        ):
             run["L1.resid_post"]
         for site in ("L1.head[1]", "L1.head", "L0.mlp_out", "L0.mlp_out@0", "logits@3x"):
             with pytest.raises(ValueError, match=r"\w"):
@@ -449,8 +464,8 @@ class TestPatching:
             ("L0.head set from clean", r'no run named "clean" was given \(runs: o, short\); pass runs='),
             ("L0.head set from o:L0.resid_post", r"L0\.resid_post has units \(32\), L0\.head has \(4 8\)"),
             ("L0.head set from short", r"row 0 has 7 positions to set and run \"short\" has 5 there; compare"),
-            ("L0.head@2:4 set from o@1:4", "row 0 has 2 positions to set and run \"o\" has 3 there"),
-            ("L0.resid_post@-1 set from three", "run \"three\" has 3 rows, the prompts have 2"),
+            ("L0.head@2:4 set from o@1:4", 'row 0 has 2 positions to set and run "o" has 3 there'),
+            ("L0.resid_post@-1 set from three", 'run "three" has 3 rows, the prompts have 2'),
         ],
     )
     def test_what_does_not_fit(self, edit, said):

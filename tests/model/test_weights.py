@@ -93,8 +93,14 @@ class TestWrong:
                 r'no parameter "model\.layers\.1\.mlp\.up_prj\.weight" \(did you mean "model\.layers\.1\.mlp\.up_proj\.weight"\?\)',
             ),
             (WeightPatch(UP, delta=np.ones((32, 40))), r"must have shape \(40, 32\), got \(32, 40\)"),
-            (WeightPatch(UP, left=np.ones((32, 2)), right=np.ones((2, 40))), r"must have shape \(40, 32\), got \(32, 40\)"),
-            (WeightPatch(NORM, left=np.ones((32, 1)), right=np.ones((1, 1))), r"must have shape \(32,\), got \(32, 1\)"),
+            (
+                WeightPatch(UP, left=np.ones((32, 2)), right=np.ones((2, 40))),
+                r"must have shape \(40, 32\), got \(32, 40\)",
+            ),
+            (
+                WeightPatch(NORM, left=np.ones((32, 1)), right=np.ones((1, 1))),
+                r"must have shape \(32,\), got \(32, 1\)",
+            ),
         ],
     )
     def test_name_and_shape(self, patch, said):
@@ -112,11 +118,15 @@ class TestWrong:
         lm = fresh("llama", check=False)
         whole = torch.nn.Parameter(torch.ones(40, 32, dtype=torch.int8), requires_grad=False)
         lm.hf.model.layers[1].mlp.up_proj.weight = whole
-        with pytest.raises(EditError, match=r"is stored in torch\.int8: a quantised weight cannot be patched; load in bfloat16"):
+        with pytest.raises(
+            EditError, match=r"is stored in torch\.int8: a quantised weight cannot be patched; load in bfloat16"
+        ):
             lm.run(IDS, edit=WeightPatch(UP, delta=np.ones((40, 32))))
 
     def test_in_a_list_of_variants(self):
-        with pytest.raises(EditError, match="a variant with weight patches has no shared base run: put it on with lm.edited"):
+        with pytest.raises(
+            EditError, match="a variant with weight patches has no shared base run: put it on with lm.edited"
+        ):
             exact("llama").counterfactuals(IDS, [Intervention.of(WeightPatch(NORM, delta=np.ones(32)))], READOUT)
 
 
@@ -140,7 +150,8 @@ class TestOnAModel:
             assert lm.generate(IDS, self.patch, max_new_tokens=5).ids == expected
             assert expected != lm.generate(IDS, max_new_tokens=5).ids
             ours, theirs = (
-                one.gradients(IDS, READOUT, "L0.resid_post", edit=edit) for one, edit in ((lm, self.patch), (changed, None))
+                one.gradients(IDS, READOUT, "L0.resid_post", edit=edit)
+                for one, edit in ((lm, self.patch), (changed, None))
             )
             close(lm, ours.gradients["L0.resid_post"], theirs.gradients["L0.resid_post"])
             variants = ["L0.head[1]@3 scale 0", "L1.resid_pre@-1 set 0"]

@@ -1,4 +1,4 @@
-"""What the tests of the model room share: tiny models as LMs, prompts, tolerances, and what may not be left on a model."""
+"""What the tests of the model room share: tiny models as LMs, prompts, tolerances, and what may not stay on a model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trimtab.model.lm import LM
 from trimtab.values.site import Site
 
 EAGER = frozenset({"gemma2", "bloom", "gptj"})
-"""Families whose softmax transformers takes in float32 whatever the model's type; padded rows in float64 give NaN there."""
+"""Families whose softmax transformers takes in float32 whatever the model's type; in float64 padded rows give NaN."""
 MOE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 CORE = ("rot_q", "rot_k", "scores", "pattern")
-"""Sites inside attention: a layer that shows them runs the plain formula, so it is equal to rounding and not bitwise."""
+"""Sites inside attention: a layer that shows them runs the plain formula, so it is equal to rounding only."""
 
 IDS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 12, 9, 10, 13]]
 OTHER = [[5, 6, 20, 8, 9, 10, 11], [5, 6, 7, 21, 9, 10, 13]]

@@ -174,7 +174,7 @@ class Anatomy:
         if site.name == "head" and site.input is not None:
             if site.input != "q" and self.n_kv != self.n_heads:
                 group = self.n_heads // self.n_kv
-                kv = ",".join(str(i // group) for i in site.index or range(self.n_heads))
+                kv = ",".join(map(str, sorted({i // group for i in site.index or range(self.n_heads)})))
                 raise SiteError(
                     f"{site}: {group} heads share one key-value head here; use L{site.layer}.{site.input}[{kv}], "
                     "which moves its whole group"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,11 +37,12 @@ def attend(
     scaling: float,
     act: Act,
     softcap: float | None = None,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention written out, with `act` called on every intermediate.
 
-    query (batch head pos d_head), key and value (batch kv key d_head); mask None (causal), boolean (True: attend) or
-    additive, (batch|1 head|1 pos key). Gives the heads' outputs (batch head pos d_head) and the pattern.
+    query (batch head pos d_head), key and value (batch kv key d_head); mask and window as in `masked`. Gives the heads'
+    outputs (batch head pos d_head) and the pattern (batch head pos key).
     """
     query, key = act("rot_q", query), act("rot_k", key)
     group = query.shape[1] // key.shape[1]
@@ -50,22 +51,26 @@ def attend(
     scores = query @ key.transpose(-1, -2) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = act("scores", masked(scores, mask))
+    scores = act("scores", masked(scores, mask, window))
     exact = torch.float32 if scores.dtype.itemsize < 4 else scores.dtype
     pattern = act("pattern", torch.softmax(scores, dim=-1, dtype=exact).to(query.dtype))
     return pattern @ value, pattern
 
 
-def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Scores with the mask applied; None is causal, aligned so that the last query sees every key."""
+def masked(scores: Tensor, mask: Tensor | None, window: int | None = None) -> Tensor:
+    """Scores (batch head pos key) with the mask applied.
+
+    `mask`: boolean (True: attend) or additive, (batch|1 head|1 pos key); or what kernels with a causal rule of their
+    own get, None or (batch key) with 0 at pads, together with the width of a sliding window. The last query sees the
+    last key.
+    """
     lowest = torch.finfo(scores.dtype).min
-    if mask is None:
+    if mask is None or mask.ndim == 2:
         n, m = scores.shape[-2:]
-        mask = torch.ones(n, m, dtype=torch.bool, device=scores.device).tril(m - n)
-    elif mask.ndim == 2:  # padding mask, as flash attention gets it
-        n, m = scores.shape[-2:]
-        causal = torch.ones(n, m, dtype=torch.bool, device=scores.device).tril(m - n)
-        mask = causal & mask[:, None, None, -m:].bool()
+        seen = torch.ones(n, m, dtype=torch.bool, device=scores.device).tril(m - n)
+        if window is not None:
+            seen = seen.triu(m - n - window + 1)
+        mask = seen if mask is None else seen & mask[:, None, None, -m:].bool()
     mask = mask[..., : scores.shape[-1]]
     return torch.where(mask, scores, lowest) if mask.dtype == torch.bool else scores + mask
 
@@ -78,12 +83,17 @@ def _interface(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """Our entry in transformers' attention interface."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     acts = _ACTS[id(module)]
-    out, pattern = attend(query, key, value, attention_mask, scale, lambda n, t: _chain(acts, n, t), softcap)
+
+    def act(name: str, tensor: Tensor) -> Tensor:
+        return _chain(acts, name, tensor)
+
+    out, pattern = attend(query, key, value, attention_mask, scale, act, softcap, sliding_window)
     return out.transpose(1, 2).contiguous(), pattern
 
 
@@ -129,17 +139,23 @@ def _chain(acts: list[Act], name: str, tensor: Tensor) -> Tensor:
 
 
 def _route(module: nn.Module, family: Family, act: Act) -> AbstractContextManager[None]:
-    match family.core:
+    match _core(module, family):
         case "interface":
             ALL_ATTENTION_FUNCTIONS.register(NAME, _interface)
             return _config(module, NAME)
         case "sdpa":
             function, replacement = nn.functional.scaled_dot_product_attention, _sdpa(act)
-            return _forward_under(module, lambda: _OnCall(function, replacement))
+            return _forward_under(module, lambda: _OnCall(function, replacement), "sdpa")
         case "method":
             return _method(module, act)
-        case "softmax":
+        case _:
             return _forward_under(module, lambda: _OnCall(nn.functional.softmax, _softmax(act)))
+
+
+def _core(module: nn.Module, family: Family) -> str:
+    """The family's route; Falcon's own eager formula counts ALiBi otherwise than its fused one, so it is kept."""
+    eager = getattr(getattr(module, "config", None), "_attn_implementation", None) == "eager"
+    return "softmax" if family.core == "sdpa" and not family.rotary and eager else family.core
 
 
 def _sdpa(act: Act) -> Callable[..., Tensor]:
@@ -182,19 +198,17 @@ def _config(module: nn.Module, implementation: str) -> Iterator[None]:
 
 
 @contextmanager
-def _forward_under(module: nn.Module, mode: Callable[[], TorchFunctionMode]) -> Iterator[None]:
+def _forward_under(
+    module: nn.Module, mode: Callable[[], TorchFunctionMode], implementation: str | None = None
+) -> Iterator[None]:
     before = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with mode():
             return before(*args, **kwargs)
 
-    with _attribute(module, "forward", forward):
-        if hasattr(module, "config"):  # Falcon calls scaled_dot_product_attention only where its configuration says so
-            with _config(module, "sdpa"):
-                yield
-        else:
-            yield
+    with _attribute(module, "forward", forward), _config(module, implementation) if implementation else nullcontext():
+        yield
 
 
 @contextmanager

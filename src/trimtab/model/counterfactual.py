@@ -88,9 +88,11 @@ def counterfactuals(
         return replace(done, plan=replace(done.plan, notes=(f"computed by whole forward passes: {reason}",)))
     front = Wavefront(lm, work, base, memory, progress)
     values, first, computed = front.run()
-    for variant in front.plan.naive:
+    for n, variant in enumerate(front.plan.naive, 1):
         values[variant] = _whole(lm, work, variant, base)
         computed[variant] = True
+        if progress is not None:
+            progress(len(front.cells) + n * work.prompts.batch, front.plan.computed)
     return Counterfactuals(values, first, computed, front.plan, readout.name, readout.unit)
 
 
@@ -129,6 +131,8 @@ def _base(lm: LM, work: Work) -> BaseRun:
 def _no_shortcut(lm: LM) -> str | None:
     if any(intervention.edits for intervention in lm.active):
         return "the model is inside lm.edited"
+    if lm.attention not in ("sdpa", "eager"):
+        return f'masks of {lm.attention} attention cannot be cut to a suffix; load with attn_implementation="sdpa"'
     for i, block in enumerate(lm.anatomy.blocks):
         if getattr(block.attn, "is_causal", True) is False:
             return f"attention of layer {i} is not causal"

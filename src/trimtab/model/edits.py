@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -77,7 +78,7 @@ class Weight:
             ids = None if frame.ids is None else frame.ids[:, start : frame.stop]
             covered = frame.prompts.columns(self.scope, start, frame.stop, ids=ids) if frame.rows is None else None
             assert covered is not None, "generated columns are only seen in whole batches"
-            parts.append(covered if self.table.dtype == torch.bool else covered * self.scale[:, None])
+            parts.append(_table(covered, self.scale))
         w = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         if self.condition is None:
             return w
@@ -192,7 +193,7 @@ class Compiler:
             case "affine", Affine():
                 return self._affine(edit, site, value)
             case "noise", Noise():
-                return _add(self._noise(site, value))
+                return _add(self._noise(edit, site, value))
             case "gradient", Probe():
                 return self._gradient(edit, site, value)
         raise EditError(f"{edit}: {edit.op} does not take a value of type {type(value).__name__}")
@@ -206,6 +207,9 @@ class Compiler:
 
     def _unit_shape(self, site: Site) -> tuple[int, ...]:
         shape = self.shape(site)
+        if site.view == "feature":
+            x = torch.zeros(1, 1, *shape, dtype=self.dtype, device=self.device)
+            shape = (self.dictionaries[site.dictionary or ""].encode(x).shape[-1],)
         return shape if site.index is None else (len(site.index), *shape[1:])
 
     def _placed(self, edit: Edit, site: Site, value: np.ndarray | float) -> Callable[[Tensor, Frame], Tensor]:
@@ -220,6 +224,8 @@ class Compiler:
                 f"{edit}: value must have a shape that fits {site}, {_form(shape)} (or with batch, or batch and pos, "
                 f"in front: {_form((n, width, *shape))}); got {_form(tuple(tensor.shape))}"
             )
+        if site.name in ("scores", "pattern"):
+            tensor = tensor.unsqueeze(-1) if tensor.ndim else tensor  # one number for each head, the same for every key
         if full:
             return lambda x, frame: _window(tensor, frame).to(x.device, x.dtype)
         if rows:
@@ -235,7 +241,11 @@ class Compiler:
             )
         source = self.runs[ref.run]
         origin = self.resolve(ref.site) if ref.site is not None else site
-        values = source.whole(origin.whole)
+        values = source.whole(origin.base.whole)
+        if origin.view is not None:
+            dictionary = self._dictionary(edit, origin)
+            features = dictionary.encode(values)
+            values = features if origin.view == "feature" else values - dictionary.decode(features)
         if origin.index is not None:
             values = values[:, :, torch.as_tensor(origin.index, device=values.device)]
         shape = self._unit_shape(site)
@@ -265,22 +275,28 @@ class Compiler:
                 out[row, to] = values[row if len(values) > 1 else 0, at]
         return out
 
-    def _noise(self, site: Site, noise: Noise) -> Callable[[Tensor, Frame], Tensor]:
-        """Gaussian noise that depends on the seed, the row and the column alone, so not on batching or caching."""
-        shape = self._unit_shape(site)
-        columns: dict[int, Tensor] = {}
+    def _noise(self, edit: Edit, site: Site, noise: Noise) -> Callable[[Tensor, Frame], Tensor]:
+        """Gaussian noise that depends on seed, row and position alone: not on padding, caching or the other rows."""
+        shape, width = self._unit_shape(site), self.prompts.width
+        covered = self.prompts.columns(edit.where).tolist()
+        first, lengths = self.prompts.start.tolist(), self.prompts.lengths.tolist()
 
+        def entry(row: int, column: int) -> Tensor | None:
+            if column < width and not covered[row][column]:
+                return None
+            position = column - first[row] if column < width else lengths[row] + column - width
+            seed = (noise.seed * 1_000_003 + row) * 1_000_003 + position
+            generator = torch.Generator().manual_seed(seed % (1 << 63))
+            return torch.randn(shape, generator=generator, dtype=torch.float64) * noise.sigma
+
+        @cache
         def column(c: int) -> Tensor:
-            if c not in columns:
-                generator = torch.Generator().manual_seed(noise.seed * 1_000_003 + c)
-                columns[c] = (
-                    torch.randn(self.prompts.batch, *shape, generator=generator, dtype=torch.float64) * noise.sigma
-                )
-            return columns[c]
+            drawn = (entry(row, c) for row in range(self.prompts.batch))
+            return torch.stack([torch.zeros(shape, dtype=torch.float64) if d is None else d for d in drawn])
 
         def draw(x: Tensor, frame: Frame) -> Tensor:
             drawn = torch.stack([column(c) for c in range(frame.start, frame.stop)], dim=1)
-            return frame.of_rows(drawn).to(x.device, x.dtype)
+            return frame.of_rows(drawn.to(x.device, x.dtype))
 
         return draw
 
@@ -339,12 +355,15 @@ class Compiler:
 
         return descend
 
-    def _through_dictionary(self, edit: Edit, site: Site, index: Tensor | slice | None) -> Op:
+    def _dictionary(self, edit: Edit, site: Site) -> Dictionary:
         name = site.dictionary or ""
         if name not in self.dictionaries:
             have = ", ".join(sorted(self.dictionaries)) or "none"
             raise EditError(f'{edit}: no dictionary named "{name}" was given (dictionaries: {have})')
-        dictionary = self.dictionaries[name]
+        return self.dictionaries[name]
+
+    def _through_dictionary(self, edit: Edit, site: Site, index: Tensor | slice | None) -> Op:
+        dictionary = self._dictionary(edit, site)
         inner = self.operation(edit, site)
 
         def through(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
@@ -364,6 +383,13 @@ class Compiler:
             return y if w is None else torch.where(w == 0, x, y)
 
         return through
+
+
+def _table(covered: Tensor, scale: Tensor) -> Tensor:
+    """(row column) weights from what the scope covers and each row's strength; booleans where all are 0 or 1."""
+    scale = scale.to(covered.device)
+    plain = bool(((scale == 0) | (scale == 1)).all())
+    return covered & (scale == 1)[:, None] if plain else covered * scale[:, None]
 
 
 def evaluate(condition: Condition, x: Tensor, frame: Frame) -> None:

@@ -53,9 +53,7 @@ class Frame:
 
     def of_rows(self, table: Tensor) -> Tensor:
         """A table with one entry per row of the prompts, per row of the batch."""
-        if self.rows is None:
-            return table
-        return table[self.rows.to(table.device)]
+        return table if self.rows is None else table[self.rows.to(table.device)]
 
     def real(self) -> Tensor:
         """(batch pos) whether a column of the prompt holds a real token, for columns inside the prompt."""

@@ -57,10 +57,11 @@ def edit_steps(compiled: Iterable[Compiled], anatomy: Anatomy) -> list[Step]:
 def condition_step(condition: Condition, anatomy: Anatomy) -> Step:
     """A step that decides a condition at its site and leaves the tensor as it is. `EditError` where they do not fit."""
     site = anatomy.resolve(condition.site)
-    if site.index is not None or anatomy.units(site) != len(condition.direction):
+    if site.index is not None or site.view is not None or len(site.kind.axes) != 3:
+        raise EditError(f"a condition reads one vector at each position: use a site such as L5.resid_pre, not {site}")
+    if anatomy.units(site) != len(condition.direction):
         raise EditError(
-            f"a condition at {site} needs a direction of {anatomy.units(site)} entries and no index, got "
-            f"{len(condition.direction)}"
+            f"a condition at {site} needs a direction of {anatomy.units(site)} entries, got {len(condition.direction)}"
         )
 
     def change(x: Tensor, frame: Frame) -> Tensor:
