@@ -1,4 +1,4 @@
-"""Inside attention: scores and patterns of chosen layers, read and edited in every family, the others left as they are."""
+"""Inside attention: scores and patterns of chosen layers, read and edited in every family; other layers stay."""
 
 from __future__ import annotations
 

@@ -375,8 +375,8 @@ class TestSharing:
 class TestOutOfMemory:
     lm = property(lambda self: exact("llama"))
     CPU = (
-        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
-        "4503599627370496 bytes. Error code 12 (Cannot allocate memory)"
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 4503599627370496 bytes. Error code 12 (Cannot allocate memory)"
     )
 
     def starve(self, monkeypatch, error, most):

@@ -359,7 +359,7 @@ class TestFrames:
         Edit("L0.resid_post", "add", normal(3, 2, 7, D)),
         Edit("L0.resid_post", "scale", normal(3, 2, D), strength=(0.5, 2.0)),
         Edit("L0.resid_post[3,9]", "set", 1.0, rows=(1,)),
-    ]
+    )
 
     @pytest.mark.parametrize("edit", EDITS, ids=str)
     @pytest.mark.parametrize("side", SIDES)
@@ -554,7 +554,7 @@ class TestConditions:
         ids=str,
     )
     def test_of_the_wrong_width(self, condition, unchecked):
-        with pytest.raises(EditError, match="needs a direction of"):
+        with pytest.raises(EditError, match="needs a direction of|reads one vector at each position"):
             exact("llama").run(IDS, edit=Edit("L1.resid_pre", "scale", 0.0, when=condition))
 
     def test_on_a_dictionary_s_features_is_of_the_features_or_refused(self):

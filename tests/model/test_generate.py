@@ -262,10 +262,8 @@ class TestSampling:
         penalised = said(lm, [IDS[0]], max_new_tokens=12, repetition_penalty=50.0)[0]
         assert len(set(plain)) < 12
         assert len(set(penalised)) == 12
-        expected = lm.hf.generate(
-            torch.tensor(IDS[:1]), attention_mask=torch.ones(1, 7, dtype=torch.long), max_new_tokens=12, do_sample=False,
-            repetition_penalty=50.0,
-        )  # fmt: skip
+        given = {"input_ids": torch.tensor(IDS[:1]), "attention_mask": torch.ones(1, 7, dtype=torch.long)}
+        expected = lm.hf.generate(**given, max_new_tokens=12, do_sample=False, repetition_penalty=50.0)
         assert penalised == tuple(expected[0, 7:].tolist())
 
     def test_a_penalty_does_not_count_the_padding(self):
@@ -352,9 +350,13 @@ class TestStreams:
 
     def test_an_error_of_who_reads_it_leaves_nothing(self):
         lm = self.lm
-        with untouched(lm), pytest.raises(ZeroDivisionError):
+
+        def read():
             for _ in lm.stream(RAGGED, EDIT, max_new_tokens=NEW):
                 raise ZeroDivisionError
+
+        with untouched(lm), pytest.raises(ZeroDivisionError):
+            read()
 
     def test_between_pieces_the_model_is_itself(self):
         """A stream that waits for its reader is no reason for another call to be edited, or to have no gradients."""

@@ -217,19 +217,20 @@ class TestWhatIsLeft:
         close(lm, found.activations["L0.mlp_out"], lm.run(IDS, "L0.mlp_out")["L0.mlp_out"])
 
 
+OPS = {
+    "set": 0.3,
+    "add": np.linspace(-1, 1, 32),
+    "scale": 0.5,
+    "clamp": Bounds(-0.5, 0.5),
+    "affine": Affine(np.ones(32) / 32**0.5, -np.ones(32) / 32**0.5),
+    "rotate": Rotation.plane(np.linspace(-1, 1, 32), np.ones(32), 0.8),
+    "noise": Noise(0.5, 3),
+    "gradient": Probe(np.arange(96.0).reshape(3, 32) / 50, np.zeros(3), 1, 0.5),
+}
+
+
 class TestEditsInTheWay:
     """Edits of every operation at a tensor that other code holds too, and that is written into."""
-
-    OPS = {
-        "set": 0.3,
-        "add": np.linspace(-1, 1, 32),
-        "scale": 0.5,
-        "clamp": Bounds(-0.5, 0.5),
-        "affine": Affine(np.ones(32) / 32**0.5, -np.ones(32) / 32**0.5),
-        "rotate": Rotation.plane(np.linspace(-1, 1, 32), np.ones(32), 0.8),
-        "noise": Noise(0.5, 3),
-        "gradient": Probe(np.arange(96.0).reshape(3, 32) / 50, np.zeros(3), 1, 0.5),
-    }
 
     @pytest.mark.parametrize("op", OPS)
     @pytest.mark.parametrize("strength", [1.0, 0.5])
@@ -238,7 +239,7 @@ class TestEditsInTheWay:
     def test_flow_through(self, family, site, strength, op):
         lm = exact(family)
         prompts = lm.prompts(IDS)
-        edit = Edit(site, op, self.OPS[op], where="1:5", strength=strength)
+        edit = Edit(site, op, OPS[op], where="1:5", strength=strength)
         found = lm.gradients(prompts, READOUT, "L0.resid_pre", edit=edit)
         close(lm, found.value, value(lm, prompts, edit))
         towards = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0), dtype=lm.dtype)
@@ -274,7 +275,7 @@ def test_a_projection_that_is_clipped_in_place():
 
 
 class TestErrors:
-    @pytest.mark.parametrize("site", ["L0.head[1]", "L0.head@-1", "L0.resid_post.feature@d", "L0.head@-1"])
+    @pytest.mark.parametrize("site", ["L0.head[1]", "L0.head@-1", "L0.resid_post.feature@d"])
     def test_units_positions_and_views(self, site):
         with pytest.raises(
             SiteError, match=r"gradients are taken at whole sites; ask for L0\.(head|resid_post) and index"

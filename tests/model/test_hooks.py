@@ -22,7 +22,7 @@ class Broken(Exception):
     """What the model raises half-way in these tests."""
 
 
-class breaking:
+class Breaking:
     """Makes the model raise in its last block, after every hook before it has run."""
 
     def __init__(self, lm, error=Broken):
@@ -68,20 +68,18 @@ class TestNothingIsLeft:
         lm = lm_of(family)
         prompts = lm.prompts(RAGGED)
         with untouched(lm):
-            with breaking(lm), pytest.raises(Broken):
+            with Breaking(lm), pytest.raises(Broken):
                 lm.run(prompts, every_site(lm), [*all_edits(lm), patch(lm)])
-            with breaking(lm), pytest.raises(Broken):
+            with Breaking(lm), pytest.raises(Broken):
                 lm.generate(prompts, [*all_edits(lm), patch(lm)], max_new_tokens=2)
-            with breaking(lm), pytest.raises(Broken):
+            with Breaking(lm), pytest.raises(Broken):
                 lm.counterfactuals(prompts, ["L1.head[1] scale 0"], READOUT)
-            with breaking(lm), pytest.raises(Broken):
+            with Breaking(lm), pytest.raises(Broken):
                 lm.gradients(prompts, READOUT, ["L0.resid_post", "L1.pattern"], edit=patch(lm))
-            with breaking(lm, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            with Breaking(lm, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
                 lm.run(prompts, every_site(lm), [*all_edits(lm), patch(lm)])
-            with torch.no_grad(), pytest.raises(Broken), lm.edited([*all_edits(lm), patch(lm)]):
-                lm.run(prompts)
-                with breaking(lm):
-                    lm.hf(input_ids=prompts.ids, attention_mask=prompts.mask)
+            with torch.no_grad(), pytest.raises(Broken), lm.edited([*all_edits(lm), patch(lm)]), Breaking(lm):
+                lm.hf(input_ids=prompts.ids, attention_mask=prompts.mask)
 
 
 class TestErrorsOnTheWay:

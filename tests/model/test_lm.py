@@ -182,7 +182,7 @@ class TestReadouts:
         assert (found.name, found.unit) == ("log_prob", "nat")
 
     def test_positions_that_make_no_rectangle(self):
-        with pytest.raises(PromptError, match="logits reads all, .*5 to 7 tokens in different rows; read one"):
+        with pytest.raises(PromptError, match=r"logits reads all, .*5 to 7 tokens in different rows; read one"):
             self.values(all_logits("all"))
 
     def test_tokens_for_another_number_of_rows(self):

@@ -233,8 +233,9 @@ class TestMerging:
             for _ in columns
         ]
         merged = merge_columns(columns, work, width, idle)
-        assert list(merged) and set(merged) == set(columns)
-        assert all(first <= column and merged[first] == first for column, first in merged.items())
+        assert set(merged) == set(columns)
+        assert all(first <= column for column, first in merged.items())
+        assert all(merged[first] == first for first in merged.values())
         groups = [[i for i, c in enumerate(columns) if merged[c] == first] for first in sorted(set(merged.values()))]
         best = math.inf
         for cuts in itertools.product([False, True], repeat=n - 1):

@@ -3,6 +3,7 @@ refused where it is damaged or another's, and mapped rather than loaded."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -37,6 +38,16 @@ def direct(lm, site, ids=DATA, **options):
 
 class Stopped(Exception):
     """What interrupts a harvest in these tests."""
+
+
+class Seen:
+    """Progress that remembers its calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, *call):
+        self.calls.append(call)
 
 
 def stop_after(rows):
@@ -204,10 +215,10 @@ class TestGoingOn:
                 lm.harvest(DATA, SITES, folder, dtype="float32", batch_size=2, progress=stop_after(rows))
             with pytest.raises(FileError, match="it is unfinished: harvest the same data into it again"):
                 StoredRun.open(folder)
-            seen = []
-            stored = lm.harvest(DATA, SITES, folder, dtype="float32", batch_size=2, progress=lambda *a: seen.append(a))
-            assert seen[0][0] == rows + 2, "rows that were done were computed again"
-            assert seen[-1] == (7, 7)
+            seen = Seen()
+            stored = lm.harvest(DATA, SITES, folder, dtype="float32", batch_size=2, progress=seen)
+            assert seen.calls[0][0] == rows + 2, "rows that were done were computed again"
+            assert seen.calls[-1] == (7, 7)
             for site in SITES:
                 assert torch.equal(stored[site], whole[site])
             assert torch.equal(stored.ids, whole.ids)
@@ -221,9 +232,10 @@ class TestGoingOn:
             if next(count) == 3:  # between the two files of the second batch
                 raise Stopped
 
-        with monkeypatch.context() as patch, pytest.raises(Stopped):
+        with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", sync)
-            lm.harvest(DATA, SITES, tmp_path / "run", dtype="float32", batch_size=2)
+            with pytest.raises(Stopped):
+                lm.harvest(DATA, SITES, tmp_path / "run", dtype="float32", batch_size=2)
         stored = lm.harvest(DATA, SITES, tmp_path / "run", dtype="float32", batch_size=2)
         for site in SITES:
             assert torch.equal(stored[site], whole[site])
@@ -239,9 +251,9 @@ class TestGoingOn:
         """
         found = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, timeout=300)
         assert found.returncode == 9
-        seen, lm = [], lm_of("llama")
-        stored = lm.harvest(DATA, SITES, tmp_path, dtype="float32", batch_size=2, progress=lambda *a: seen.append(a))
-        assert [done for done, _ in seen] == [6, 7]
+        seen, lm = Seen(), lm_of("llama")
+        stored = lm.harvest(DATA, SITES, tmp_path, dtype="float32", batch_size=2, progress=seen)
+        assert [done for done, _ in seen.calls] == [6, 7]
         for site in SITES:
             assert off(stored[site], direct(lm, site)) < 1e-5
 
@@ -321,8 +333,7 @@ class TestAnother:
             except FileError:
                 stored = lm.harvest(DATA, "final", tmp_path / "edited", dtype="float32", batch_size=100)
         assert off(stored["final"], expected) < 1e-5
-        meta = [json.loads((folder / "run.json").read_text()) for folder in (tmp_path, stored.folder)]
-        assert {k: v for k, v in meta[0].items() if k != "edit"} != {k: v for k, v in meta[1].items()}
+        assert json.loads((tmp_path / "run.json").read_text()) != json.loads((stored.folder / "run.json").read_text())
 
 
 class TestDamaged:
@@ -375,8 +386,7 @@ class TestDamaged:
         file = folder / "tokens.safetensors"
         file.unlink() if damage is None else file.write_bytes(damage)
         with pytest.raises(FileError, match=r"tokens\.safetensors"):
-            stored = StoredRun.open(folder)
-            len(stored.ids)
+            len(StoredRun.open(folder).ids)
 
     def test_a_folder_that_was_moved(self, folder, tmp_path):
         shutil.move(folder, tmp_path / "elsewhere")
@@ -467,10 +477,8 @@ class TestMapped:
     def test_writing_into_a_slice_does_not_reach_the_file(self, tmp_path):
         stored = lm_of("llama").harvest(DATA, SITES, tmp_path, dtype="float32")
         kept = stored["L1.head"].clone()
-        try:
+        with contextlib.suppress(RuntimeError):
             stored["L1.head"][:3] += 1
-        except RuntimeError:
-            pass
         assert torch.equal(StoredRun.open(tmp_path)["L1.head"], kept)
 
 

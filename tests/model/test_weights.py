@@ -90,7 +90,7 @@ class TestWrong:
         [
             (
                 WeightPatch("model.layers.1.mlp.up_prj.weight", delta=np.ones((40, 32))),
-                r'no parameter "model\.layers\.1\.mlp\.up_prj\.weight" \(did you mean "model\.layers\.1\.mlp\.up_proj\.weight"\?\)',
+                r'no parameter "model\.layers\.1\.mlp\.up_prj\.weight" \(did you mean ".*\.mlp\.up_proj\.weight"\?\)',
             ),
             (WeightPatch(UP, delta=np.ones((32, 40))), r"must have shape \(40, 32\), got \(32, 40\)"),
             (
@@ -124,9 +124,7 @@ class TestWrong:
             lm.run(IDS, edit=WeightPatch(UP, delta=np.ones((40, 32))))
 
     def test_in_a_list_of_variants(self):
-        with pytest.raises(
-            EditError, match="a variant with weight patches has no shared base run: put it on with lm.edited"
-        ):
+        with pytest.raises(EditError, match="a variant with weight patches has no shared base run"):
             exact("llama").counterfactuals(IDS, [Intervention.of(WeightPatch(NORM, delta=np.ones(32)))], READOUT)
 
 

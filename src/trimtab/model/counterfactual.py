@@ -129,7 +129,7 @@ def _base(lm: LM, work: Work) -> BaseRun:
 
 
 def _no_shortcut(lm: LM) -> str | None:
-    if any(intervention.edits for intervention in lm.active):
+    if any(block.edits for block in lm.active):
         return "the model is inside lm.edited"
     if lm.attention not in ("sdpa", "eager"):
         return f'masks of {lm.attention} attention cannot be cut to a suffix; load with attn_implementation="sdpa"'

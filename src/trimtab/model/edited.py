@@ -1,14 +1,15 @@
 """Edits that stay on a model for a `with` block, whoever calls it: `lm.run`, `lm.generate`, or `lm.hf` directly.
 
-Inside `lm.run` the prompts are known. A direct call of the model is understood from its arguments: ids and mask make
-the prompts, and a cache that already holds tokens means that generation goes on from the prompts of the call before.
+A call of this package knows its prompts and takes these edits in among its own, in the order in which sites are made.
+A direct call of the model is understood from its arguments: ids and mask make the prompts, and a cache that already
+holds tokens means that generation goes on from the prompts of the call before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from trimtab.errors import EditError
 from trimtab.model.edits import Compiled, Source
 from trimtab.model.frame import Frame
-from trimtab.model.hooks import Hooks, Step
+from trimtab.model.hooks import Change, Hooks, Step
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
 from trimtab.model.steps import condition_step
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Edited:
-    """Keeps edits on a model; they are compiled anew for each batch of prompts that comes by."""
+    """The edits of one block as steps, compiled anew for each batch of prompts that comes by."""
 
     def __init__(
         self,
@@ -38,38 +39,15 @@ class Edited:
         dictionaries: Mapping[str, Dictionary] | None,
     ) -> None:
         self.lm, self.edits, self.runs, self.dictionaries = lm, edits, runs, dictionaries
-        self.stack = ExitStack()
         self.compiled: dict[Edit, Compiled | None] = {}
         self.prompts: Prompts | None = None
-        self.ids: Tensor | None = None
-        self.own_frame: Frame | None = None
-
-    def __enter__(self) -> Edited:
-        anatomy = self.lm.anatomy
-        steps: list[Step] = []
-        for edit in self.edits:
+        self.steps: list[Step] = []
+        for edit in edits:
             if edit.when is not None:
-                steps.append(condition_step(edit.when, anatomy))
-            steps.append(Step(anatomy.resolve(edit.site).base.whole, change=self._late(edit)))
-        try:
-            handle = self.lm.hf.register_forward_pre_hook(self._before, with_kwargs=True)
-            self.stack.callback(handle.remove)
-            self.stack.enter_context(Hooks(anatomy, steps, self.lm.current_frame))
-            handle = self.lm.hf.register_forward_hook(self._after, always_call=True)
-            self.stack.callback(handle.remove)
-        except BaseException:
-            self.stack.close()
-            raise
-        return self
+                self.steps.append(condition_step(edit.when, lm.anatomy))
+            self.steps.append(Step(lm.anatomy.resolve(edit.site).base.whole, change=self._late(edit)))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stack.close()
-        if self.own_frame is not None and self.lm.frame is self.own_frame:
-            self.lm.frame = None
-
-    def _late(self, edit: Edit) -> Any:
+    def _late(self, edit: Edit) -> Change:
         def change(x: Tensor, frame: Frame) -> Tensor:
             if self.prompts is not frame.prompts:
                 self.prompts, self.compiled = frame.prompts, {}
@@ -81,32 +59,62 @@ class Edited:
 
         return change
 
+
+class Direct:
+    """The steps of all blocks around, on the model itself, for calls that do not come through this package."""
+
+    def __init__(self, lm: LM, blocks: Sequence[Edited]) -> None:
+        self.lm = lm
+        self.steps = [step for block in blocks for step in block.steps]
+        self.stack = ExitStack()
+        self.ids: Tensor | None = None
+        self.frame: Frame | None = None
+        self.running = False
+
+    def install(self) -> None:
+        """Put the hooks on the model."""
+        try:
+            handle = self.lm.hf.register_forward_pre_hook(self._before, with_kwargs=True)
+            self.stack.callback(handle.remove)
+            self.stack.enter_context(Hooks(self.lm.anatomy, self.steps, self._current))
+            handle = self.lm.hf.register_forward_hook(self._after, always_call=True)
+            self.stack.callback(handle.remove)
+        except BaseException:
+            self.stack.close()
+            raise
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        self.stack.close()
+
+    def _current(self) -> Frame | None:
+        return self.frame if self.running else None
+
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.lm.frame is not None:
-            return
+            return  # a call of this package, which has taken the steps in
         ids = args[0] if args else kwargs.get("input_ids")
         if ids is None:
             raise EditError("an edited model needs input_ids: positions cannot be counted in inputs_embeds")
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
-        if past == 0 or self.own_frame is None:
-            mask = kwargs.get("attention_mask")
-            if past:
-                raise EditError("an edited model was called with a cache from outside the block; start inside it")
-            prompts = (
-                Prompts.of(ids, self.lm.tokenizer, mask=mask)
-                if mask is not None
-                else Prompts.of(ids, self.lm.tokenizer)
-            )
+        if past == 0:
             self.ids = ids
-            self.own_frame = Frame.whole(prompts)
+            self.frame = Frame.whole(laid_out(self.lm, ids, kwargs.get("attention_mask")))
+        elif self.frame is None or self.ids is None:
+            raise EditError("an edited model was called with a cache from outside the block; start inside it")
         else:
-            assert self.ids is not None
             self.ids = torch.cat([self.ids[:, :past], ids], dim=1)
-            held = self.own_frame
-            self.own_frame = Frame(held.prompts, len(ids), past, ids.shape[1], ids=self.ids, held=held.held)
-        self.lm.frame = self.own_frame
+            held = self.frame
+            self.frame = Frame(held.prompts, len(ids), past, ids.shape[1], ids=self.ids, held=held.held)
+        self.running = True
 
     def _after(self, *_: Any) -> None:
-        if self.lm.frame is self.own_frame:
-            self.lm.frame = None
+        self.running = False
+
+
+def laid_out(lm: LM, ids: Tensor, mask: Tensor | None) -> Prompts:
+    """Prompts with exactly these columns (batch pos); without a mask every token is real."""
+    real = torch.ones_like(ids) if mask is None else mask.to(ids.dtype)
+    prompts = Prompts.of(ids, lm.tokenizer, mask=real)
+    return replace(prompts, ids=ids, mask=real, position_ids=(real.cumsum(1) - 1) * real)

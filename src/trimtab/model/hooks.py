@@ -93,7 +93,9 @@ class Hooks:
             return tensor
         for tap, step in steps:
             if step.change is not None:
-                x = tap.layout.read(tensor, frame.batch, frame.length)
+                # where the graph is kept, what is written over must not be what the change remembers
+                source = tensor.clone() if tap.in_place and tensor.requires_grad else tensor
+                x = tap.layout.read(source, frame.batch, frame.length)
                 y = step.change(x, frame)
                 if y is x:
                     continue
@@ -125,14 +127,22 @@ class Hooks:
         return hook
 
     def _logits(self, steps: Sequence[tuple[Tap, Step]]) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
             frame = self.frame()
             if frame is None:
-                return
-            kept = output.logits.shape[1]
+                return None
+            at = (
+                next(i for i, x in enumerate(output) if isinstance(x, Tensor) and x.ndim == 3) if _plain(output) else -1
+            )
+            logits = output[at] if at >= 0 else output.logits
+            kept = logits.shape[1]
             if kept != frame.length:  # the model was asked for the last positions only
                 frame = replace(frame, start=frame.stop - kept, length=kept)
-            output.logits = self._run(steps, output.logits, frame)
+            new = self._run(steps, logits, frame)
+            if at >= 0:
+                return (*output[:at], new, *output[at + 1 :])
+            output.logits = new
+            return None
 
         return hook
 
@@ -187,3 +197,8 @@ class Hooks:
             return self._run(by_name[name], tensor, whole)
 
         return act
+
+
+def _plain(output: object) -> bool:
+    """Whether a model was asked for a plain tuple."""
+    return type(output) is tuple

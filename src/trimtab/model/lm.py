@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.model.anatomy import Anatomy
 from trimtab.model.counterfactual import counterfactuals, plan
-from trimtab.model.edited import Edited
+from trimtab.model.edited import Direct, Edited
 from trimtab.model.edits import Compiled, Compiler, Source
 from trimtab.model.frame import Frame
 from trimtab.model.generate import generate, stream
@@ -33,7 +33,7 @@ from trimtab.model.run import Run, Stop, reader
 from trimtab.model.steps import Edits, edit_steps, spelled_out
 from trimtab.model.store import harvest
 from trimtab.model.weights import patched
-from trimtab.values.edit import Edit, Intervention
+from trimtab.values.edit import Edit
 from trimtab.values.site import Site
 
 Reads = str | Site | Iterable[str | Site]
@@ -56,7 +56,9 @@ class LM:
         self.tokenizer = tokenizer
         self.name = name or hf.config.name_or_path or type(hf).__name__
         self.anatomy = Anatomy(hf)
-        self.active: list[Intervention] = []
+        self.active: list[Edited] = []
+        """The blocks of `edited` around, from the outermost in."""
+        self.direct: Direct | None = None
         self.frame: Frame | None = None
         parameters = inspect.signature(hf.forward).parameters
         self.takes_positions = "position_ids" in parameters
@@ -162,12 +164,13 @@ class LM:
     ) -> Iterator[Frame]:
         """For the length of the block: edits and further steps on the model, weight patches applied, the frame set."""
         intervention = spelled_out(edit, self.anatomy)
+        around = [step for block in self.active for step in block.steps]
         changes = edit_steps(self.compile(intervention.edits, prompts, runs, dictionaries), self.anatomy)
         with ExitStack() as stack:
             stack.enter_context(patched(self.hf, intervention.patches))
             frame = stack.enter_context(self.framed(Frame.whole(prompts)))
-            if changes or steps:
-                stack.enter_context(Hooks(self.anatomy, [*changes, *steps], self.current_frame))
+            if around or changes or steps:
+                stack.enter_context(Hooks(self.anatomy, [*around, *changes, *steps], self.current_frame))
             yield frame
 
     def compile(
@@ -223,12 +226,29 @@ class LM:
         On leaving, also by exception, hooks are gone and patched weights are bitwise what they were.
         """
         intervention = spelled_out(edit, self.anatomy)
-        self.active.append(intervention)
+        block = Edited(self, intervention.edits, runs, dictionaries)
+        with patched(self.hf, intervention.patches):
+            self.active.append(block)
+            try:
+                with self._direct():
+                    yield self
+            finally:
+                self.active.pop()
+
+    @contextmanager
+    def _direct(self) -> Iterator[None]:
+        """Hooks of all blocks around on the model itself, in place of those of the blocks further out."""
+        outer, self.direct = self.direct, Direct(self, self.active)
+        if outer is not None:
+            outer.remove()
         try:
-            with patched(self.hf, intervention.patches), Edited(self, intervention.edits, runs, dictionaries):
-                yield self
+            self.direct.install()
+            yield
         finally:
-            self.active.pop()
+            self.direct.remove()
+            self.direct = outer
+            if outer is not None:
+                outer.install()
 
     # Generating, gradients, counterfactuals: functions of their own files, whose first argument is the model
     # -----------
