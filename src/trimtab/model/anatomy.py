@@ -8,7 +8,7 @@ here or is absent for this architecture, in which case the error says why.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from trimtab.errors import ModelError, SiteError, nearest
 from trimtab.model.families import ROWS, Family
-from trimtab.model.taps import Columns, Grouped, Half, Heads, HeadsFirst, Layout, Plain, Repeated, Tap
+from trimtab.model.taps import Clipped, Columns, Grouped, Half, Heads, HeadsFirst, Layout, Plain, Repeated, Tap
 from trimtab.values.alias import check_alias
 from trimtab.values.site import SITES, Selection, Site
 
@@ -115,8 +115,8 @@ class Anatomy:
         if site.expert is not None and site.expert >= self.blocks[site.layer or 0].n_experts:
             last = self.blocks[site.layer or 0].n_experts - 1
             raise SiteError(f"{site}: expert {site.expert} is out of range; layer {site.layer} has experts 0 to {last}")
-        if site.index and site.view is None:
-            units = self.units(site)
+        if site.index and site.view != "feature":
+            units = self.units(site.base if site.view else site)
             bad = [i for i in site.index if i >= units]
             if bad:
                 raise SiteError(
@@ -263,6 +263,11 @@ class Anatomy:
         raise SiteError(f"unknown site {name!r}{nearest(name, SITES)}")
 
     def _projection(self, name: str, block: Block) -> Tap:
+        tap = self._unclipped(name, block)
+        limit = getattr(self.hf.config, "clip_qkv", None)
+        return tap if limit is None else replace(tap, layout=Clipped(tap.layout, float(limit)))
+
+    def _unclipped(self, name: str, block: Block) -> Tap:
         family, n = self.family, self.n_heads if name == "q" else self.n_kv
         if block.qkv is not None:
             if family.packing == "grouped":

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,8 @@ class Edited:
         self.prompts: Prompts | None = None
         self.steps: list[Step] = []
         for edit in edits:
+            if not np.any(edit.strength) or edit.rows == ():
+                continue  # no row of any prompts: the model is left as it is
             if edit.when is not None:
                 self.steps.append(condition_step(edit.when, lm.anatomy))
             self.steps.append(Step(lm.anatomy.resolve(edit.site).base.whole, change=self._late(edit)))

@@ -262,8 +262,12 @@ class Compiler:
         theirs = origin.positions(ref.at or edit.where)
         if len(theirs) == 1:
             theirs = theirs * len(mine)
-        if mine == theirs and values.shape[1] == self.prompts.width:
+        attention = edit.site.name in ("scores", "pattern")
+        same = mine == theirs and values.shape[1] == self.prompts.width
+        if same and not (attention and not torch.equal(origin.mask.cpu(), self.prompts.mask.cpu())):
             return values
+        if attention:
+            values = self._keys_moved(edit, origin, values)
         out = values.new_zeros(len(mine), self.prompts.width, *values.shape[2:])
         for row, (to, at) in enumerate(zip(mine, theirs, strict=True)):
             if len(at) not in (1, len(to)):
@@ -273,6 +277,22 @@ class Compiler:
                 )
             if to:
                 out[row, to] = values[row if len(values) > 1 else 0, at]
+        return out
+
+    def _keys_moved(self, edit: Edit, origin: Prompts, values: Tensor) -> Tensor:
+        """Attention values (rows query head key) with each row's keys in the columns of these prompts."""
+        mine, theirs = self.prompts.positions("prompt"), origin.positions("prompt")
+        out = values.new_zeros(len(mine), *values.shape[1:3], self.prompts.width)
+        if edit.site.name == "scores":
+            out += torch.finfo(out.dtype).min
+        for row, to in enumerate(mine):
+            at = theirs[row if len(theirs) > 1 else 0]
+            if len(at) != len(to):
+                raise EditError(
+                    f"{edit}: row {row} attends to {len(to)} tokens and the run it takes values from to {len(at)}; "
+                    "attention is patched between prompts of the same length"
+                )
+            out[row][:, :, to] = values[row if len(values) > 1 else 0][:, :, at]
         return out
 
     def _noise(self, edit: Edit, site: Site, noise: Noise) -> Callable[[Tensor, Frame], Tensor]:
@@ -364,23 +384,23 @@ class Compiler:
 
     def _through_dictionary(self, edit: Edit, site: Site, index: Tensor | slice | None) -> Op:
         dictionary = self._dictionary(edit, site)
+        units = self._unit_shape(site.with_(index=None))[-1]
+        if site.index is not None and max(site.index) >= units:
+            raise EditError(
+                f"{edit}: {site.unit} {max(site.index)} is out of range; there are {site.unit}s 0 to {units - 1}"
+            )
         inner = self.operation(edit, site)
 
         def through(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
             features = dictionary.encode(x)
-            if site.view == "error":
-                missed = x - dictionary.decode(features)
-                new = inner(missed, w, frame)
-                y = x + (new - missed)
+            seen = features if site.view == "feature" else x - dictionary.decode(features)
+            if index is None:
+                new = inner(seen, w, frame)
             else:
-                new = features.clone()
-                if index is None:
-                    new = inner(features, w, frame)
-                else:
-                    new[:, :, index] = inner(features[:, :, index], w, frame)
-                y = x + (dictionary.decode(new) - dictionary.decode(features))
-                y = torch.where((new != features).any(-1, keepdim=True), y, x)
-            return y if w is None else torch.where(w == 0, x, y)
+                new = seen.clone()
+                new[:, :, index] = inner(seen[:, :, index], w, frame)
+            changed = dictionary.decode(new) - dictionary.decode(seen) if site.view == "feature" else new - seen
+            return torch.where((new != seen).any(-1, keepdim=True), x + changed, x)
 
         return through
 

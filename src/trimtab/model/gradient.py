@@ -21,6 +21,7 @@ from trimtab.model.hooks import Look, Step
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary, Readout
 from trimtab.model.run import Run
+from trimtab.model.steps import spelled_out
 from trimtab.model.taps import Tap
 from trimtab.values.site import Site
 
@@ -84,7 +85,7 @@ def gradients(
         part = torch.zeros_like(activations[site]) if grad is None else tap.layout.gradient(grad, batch, width)
         mask = real.to(part.device)
         found[site] = part if bool(mask.all()) else part * mask.view(*mask.shape, *[1] * (part.ndim - 2))
-    edited = bool(lm.active) or edit is not None
+    edited = bool(spelled_out(edit, lm.anatomy)) or bool(lm.active)
     return Gradients(
         value.detach(), Run(prompts, logits.detach(), activations, edited), Run(prompts, None, found, edited)
     )

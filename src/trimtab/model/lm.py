@@ -130,7 +130,7 @@ class LM:
         >>> lm.run("The capital of France is", read="L*.resid_post").logits.shape  # doctest: +SKIP
         torch.Size([1, 5, 49152])
         """
-        prompts = self.prompts(prompts)
+        prompts, edit = self.prompts(prompts), spelled_out(edit, self.anatomy)
         dictionaries = dictionaries or {}
         found: dict[Site, Tensor] = {}
         sites = self.sites(read)
@@ -144,7 +144,7 @@ class LM:
                 out = self.call(prompts).logits if todo or logits else None
             except Stop:
                 out = None
-        edited = bool(self.active) or edit is not None
+        edited = bool(edit) or bool(self.active)
         return Run(prompts, out if logits else None, {s: found[s] for s in wanted}, edited)
 
     def call(self, prompts: Prompts, **options: Any) -> Any:

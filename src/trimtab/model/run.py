@@ -43,7 +43,7 @@ class Run:
 
     def __getitem__(self, site: str | Site) -> Tensor:
         site = Site.parse(site)
-        if site.name == "logits" and self.logits is not None:
+        if site.name == "logits" and site.view is None and self.logits is not None:
             values = self.logits
         elif site.with_(index=None) in self.activations:
             return _shown(site, _pick(self.activations[site.with_(index=None)], site), site.at is not None)
@@ -63,6 +63,8 @@ class Run:
         if not isinstance(site, str | Site):
             return False
         site = Site.parse(site)
+        if site.name == "logits" and site.view is None and self.logits is not None:
+            return True
         return any(s in self.activations for s in (site, site.with_(index=None), site.whole))
 
     def __iter__(self) -> Iterator[Site]:
@@ -84,8 +86,8 @@ class Run:
 
     def tokens(self, site: str | Site) -> Tensor:
         """(token unit …): every real token of every row, pads left out."""
-        site = Site.parse(site)
-        return self.whole(site.whole)[self.prompts.mask.bool()]
+        site = Site.parse(site).with_(at=None)
+        return self.whole(site)[self.prompts.mask.bool()]
 
 
 def reader(
@@ -98,6 +100,9 @@ def reader(
 ) -> Step:
     """A step that puts a site's tensor, or the named positions of it, into `into`; `todo` empties as sites come in."""
     columns = None if site.at is None else _columns(prompts, site)
+    if site.view is not None and site.dictionary not in dictionaries:
+        have = ", ".join(sorted(dictionaries)) or "none"
+        raise SiteError(f'{site}: no dictionary named "{site.dictionary}" was given (dictionaries: {have})')
 
     def look(raw: Tensor, tap: Tap, frame: Frame) -> Tensor | None:
         x = tap.layout.read(raw, frame.batch, raw.shape[2] if site.name == "rot_k" else frame.length)
@@ -106,6 +111,11 @@ def reader(
             features = dictionary.encode(x)
             x = features if site.view == "feature" else x - dictionary.decode(features)
         if site.index is not None:
+            if max(site.index) >= x.shape[2]:
+                last = x.shape[2] - 1
+                raise SiteError(
+                    f"{site}: {site.unit} {max(site.index)} is out of range; there are {site.unit}s 0 to {last}"
+                )
             x = x[:, :, torch.as_tensor(site.index, device=x.device)]
         if columns is not None:
             x = x[torch.arange(len(x), device=x.device)[:, None], columns.to(x.device)]

@@ -135,6 +135,23 @@ class Half(Layout):
         return out
 
 
+@dataclass(frozen=True)
+class Clipped(Layout):
+    """Another layout, whose tensor the model clamps before it goes on."""
+
+    inner: Layout
+    limit: float
+
+    def read(self, tensor: Tensor, batch: int, pos: int) -> Tensor:
+        return self.inner.read(tensor, batch, pos).clamp(-self.limit, self.limit)
+
+    def write(self, tensor: Tensor, value: Tensor, batch: int, pos: int) -> Tensor:
+        return self.inner.write(tensor, value, batch, pos)
+
+    def gradient(self, tensor: Tensor, batch: int, pos: int) -> Tensor:
+        return self.inner.gradient(tensor, batch, pos)
+
+
 Side = Literal["in", "out", "core", "router", "expert", "root"]
 
 
