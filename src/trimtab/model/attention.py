@@ -53,7 +53,7 @@ def attend(
         scores = torch.tanh(scores / softcap) * softcap
     scores = _unmasked(act, masked(scores, mask, window))
     exact = torch.float32 if scores.dtype.itemsize < 4 else scores.dtype
-    pattern = act("pattern", torch.softmax(scores, dim=-1, dtype=exact).to(query.dtype))
+    pattern = act("pattern", torch.softmax(scores, dim=-1, dtype=exact).to(value.dtype))
     return pattern @ value, pattern
 
 
@@ -188,7 +188,7 @@ def _sdpa(act: Act) -> Callable[..., Tensor]:
 def _softmax(act: Act) -> Callable[..., Tensor]:
     def call(scores: Tensor, dim: int = -1, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
         exact = scores.dtype if dtype is None or dtype.itemsize < scores.dtype.itemsize else dtype
-        return act("pattern", torch.softmax(_unmasked(act, scores), dim=dim, dtype=exact))
+        return act("pattern", torch.softmax(_unmasked(act, scores), dim=dim, dtype=exact).to(scores.dtype))
 
     return call
 

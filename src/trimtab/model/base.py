@@ -18,7 +18,6 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from trimtab.errors import ModelError
-from trimtab.model.anatomy import Anatomy
 from trimtab.model.hooks import Step
 from trimtab.model.prompts import Prompts
 from trimtab.model.run import Stop, reader
@@ -60,8 +59,8 @@ class Prefix:
 class BaseRun:
     """Activations of the base run, and what its blocks were called with."""
 
+    lm: LM
     prompts: Prompts
-    anatomy: Anatomy
     activations: dict[Site, Tensor]
     calls: list[dict[str, Any]]
     keys: dict[int, Tensor] = field(default_factory=dict)
@@ -69,7 +68,10 @@ class BaseRun:
 
     def whole(self, site: Site) -> Tensor:
         """(batch pos unit …) of a whole site."""
-        return self.activations[site]
+        if site.name not in ("final", "logits"):
+            return self.activations[site]
+        final = self.lm.final(self.activations[Site("resid_post", self.lm.anatomy.n_layers - 1)])
+        return final if site.name == "final" else self.lm.unembed(final)
 
     def suffix(self, name: str, layer: int, rows: Tensor, start: int) -> Tensor:
         """A copy of a site's columns from `start` on, in the module's own shape (row pos d)."""
@@ -80,14 +82,14 @@ class BaseRun:
         """The block's output for `hidden` (row pos d_model), the columns from `start` on of some rows."""
         many = rows if self.prompts.batch > 1 else None
         call = self.calls[layer]
-        cache_name = self.anatomy.family.cache
+        cache_name = self.lm.anatomy.family.cache
         arguments = {
             name: self._cut(name, value, many, start, len(hidden)) for name, value in call.items() if name != cache_name
         }
         arguments[cache_name] = Prefix(self.keys, self.values, start, many)
         if "attention_mask" in call:
             arguments["attention_mask"] = self._mask(call["attention_mask"], many, start, hidden)
-        output = self.anatomy.blocks[layer].module(hidden, **arguments)
+        output = self.lm.anatomy.blocks[layer].module(hidden, **arguments)
         return output[0] if isinstance(output, tuple) else output
 
     def _cut(self, name: str, value: Any, rows: Tensor | None, start: int, n: int) -> Any:
@@ -98,7 +100,7 @@ class BaseRun:
         if name == "position_ids":
             return value[:, start:] if rows is None or len(value) == 1 else value[rows.to(value.device), start:]
         if name == "alibi":  # (batch·head, 1, key) or (batch, head, 1, key): whole keys, so only rows are chosen
-            heads = self.anatomy.n_heads
+            heads = self.lm.anatomy.n_heads
             shaped = value.view(self.prompts.batch, heads, 1, -1)
             shaped = shaped.expand(n, -1, -1, -1) if rows is None else shaped[rows.to(value.device)]
             return shaped.reshape(n * heads, *value.shape[1:]) if value.ndim == 3 else shaped
@@ -156,7 +158,7 @@ def base_run(lm: LM, prompts: Prompts, sites: Iterable[Site]) -> BaseRun:
         assert isinstance(layer, DynamicLayer)
         assert layer.keys is not None and layer.values is not None  # noqa: PT018
         keys[i], values[i] = layer.keys, layer.values
-    return BaseRun(prompts, lm.anatomy, found, calls, keys, values)
+    return BaseRun(lm, prompts, found, calls, keys, values)
 
 
 def _captured(calls: list[dict[str, Any]]) -> Any:

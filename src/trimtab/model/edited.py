@@ -23,7 +23,7 @@ from trimtab.model.hooks import Change, Hooks, Step
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
 from trimtab.model.steps import condition_step
-from trimtab.values.edit import Edit
+from trimtab.values.edit import Edit, Intervention
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM
@@ -35,15 +35,18 @@ class Edited:
     def __init__(
         self,
         lm: LM,
-        edits: Sequence[Edit],
+        intervention: Intervention,
         runs: Mapping[str, Source] | None,
         dictionaries: Mapping[str, Dictionary] | None,
     ) -> None:
-        self.lm, self.edits, self.runs, self.dictionaries = lm, edits, runs, dictionaries
+        self.lm, self.runs, self.dictionaries = lm, runs, dictionaries
+        self.intervention, self.edits = intervention, intervention.edits
+        self.originals: dict[str, Tensor] = {}
+        """Patched weights as they were, by parameter."""
         self.compiled: dict[Edit, Compiled | None] = {}
         self.prompts: Prompts | None = None
         self.steps: list[Step] = []
-        for edit in edits:
+        for edit in self.edits:
             if not np.any(edit.strength) or edit.rows == ():
                 continue  # no row of any prompts: the model is left as it is
             if edit.when is not None:

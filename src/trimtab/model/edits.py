@@ -64,12 +64,15 @@ class Weight:
     scale: Tensor
     everywhere: bool
     condition: Condition | None
+    prompt_only: bool = False
+    """The value has an entry for each column of the prompt, so there is none for what is generated."""
 
     def __call__(self, frame: Frame) -> Tensor | None:
         """(batch pos), or None for one everywhere."""
-        if self.everywhere and self.condition is None:
-            return None
         width = frame.prompts.width
+        beyond = self.prompt_only and frame.stop > width
+        if self.everywhere and self.condition is None and not beyond:
+            return None
         parts = []
         if frame.start < width:
             parts.append(frame.of_rows(self.table[:, frame.start : min(frame.stop, width)]))
@@ -78,6 +81,7 @@ class Weight:
             ids = None if frame.ids is None else frame.ids[:, start : frame.stop]
             covered = frame.prompts.columns(self.scope, start, frame.stop, ids=ids) if frame.rows is None else None
             assert covered is not None, "generated columns are only seen in whole batches"
+            covered = torch.zeros_like(covered) if self.prompt_only else covered
             parts.append(_table(covered, self.scale))
         w = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         if self.condition is None:
@@ -143,6 +147,7 @@ class Compiler:
                 f"{edit}: the condition reads {edit.when.site}, which is not computed before {site}; choose an earlier "
                 "site for the condition, or read it in a first run and give the edit rows="
             )
+        weight.prompt_only = self._for_each_column(edit, site)
         index = _index(site, self.device)
         if site.view is None:
             return Compiled(edit, site, index, weight, self.operation(edit, site))
@@ -170,6 +175,14 @@ class Compiler:
             covered & (scale == 1)[:, None] if bool(((scale == 0) | (scale == 1)).all()) else covered * scale[:, None]
         )
         return Weight(edit.where, table.to(self.device), scale.to(self.device), everywhere, edit.when)
+
+    def _for_each_column(self, edit: Edit, site: Site) -> bool:
+        """Whether a value has an entry for each column of the prompt."""
+        if isinstance(edit.value, Ref):
+            return True
+        if not isinstance(edit.value, np.ndarray) or edit.value.ndim < 2:
+            return False
+        return edit.value.ndim == len(self._unit_shape(site)) + 2 and edit.value.shape[1] == self.prompts.width > 1
 
     def operation(self, edit: Edit, site: Site) -> Op:
         """The function behind an edit's operation and value."""
@@ -254,7 +267,15 @@ class Compiler:
         if len(values) not in (1, self.prompts.batch):
             raise EditError(f'{edit}: run "{ref.run}" has {len(values)} rows, the prompts have {self.prompts.batch}')
         values = self._aligned(edit, ref, source.prompts, values)
-        return lambda x, frame: _window(values, frame).to(x.device, x.dtype)
+
+        def from_run(x: Tensor, frame: Frame) -> Tensor:
+            part = _window(values, frame).to(x.device, x.dtype)
+            if site.name in ("scores", "pattern") and part.shape[-1] < x.shape[-1]:  # keys generated since
+                lowest = torch.finfo(x.dtype).min if site.name == "scores" else 0.0
+                part = torch.nn.functional.pad(part, (0, x.shape[-1] - part.shape[-1]), value=lowest)
+            return part
+
+        return from_run
 
     def _aligned(self, edit: Edit, ref: Ref, origin: Prompts, values: Tensor) -> Tensor:
         """Values (rows pos …) with each row's source positions moved to its target columns."""

@@ -28,6 +28,8 @@ from trimtab.model.edits import Source
 from trimtab.model.frame import Frame
 from trimtab.model.prompts import Prompts, SpanLike
 from trimtab.model.protocols import Dictionary
+from trimtab.model.steps import edit_steps, spelled_out
+from trimtab.model.weights import patched
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM, Edits, Text
@@ -131,27 +133,44 @@ class _Steps:
             )
         stop = options.get("stop", ())
         self.stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in self.stops:
+            raise PromptError("a stop text is empty, and every text contains it: leave it out")
+        _check_ranges(options)
 
     def run(self, edit: Edits) -> Iterator[Piece]:
-        """Step by step; the hooks live as long as the iterator."""
+        """Step by step; hooks live for the length of a step."""
         lm, prompts, options = self.lm, self.prompts, self.options
         pick = _Sampler(prompts.batch, self.temperature, options)
         rows = [_Row(lm, self.stops, _ends(lm)) for _ in range(prompts.batch)]
         ids, mask, start = prompts.ids, prompts.mask, 0
         store = DynamicCache(config=lm.hf.config) if options.get("cache", True) else None
-        with torch.no_grad(), lm.hooked(prompts, edit, options.get("runs"), options.get("dictionaries")) as whole:
-            for _ in range(self.most):
-                frame = Frame(prompts, prompts.batch, start, ids.shape[1] - start, ids=ids, held=whole.held)
-                with lm.framed(frame):
-                    logits = _forward(lm, ids[:, start:], mask, start, store)
-                new = pick(ids, logits)
-                pieces = [row.take(token) for row, token in zip(rows, new.tolist(), strict=True)]
-                yield Piece(tuple(p[0] for p in pieces), tuple(p[1] for p in pieces))
-                if all(row.done for row in rows):
-                    return
-                start = 0 if store is None else ids.shape[1]
-                ids = torch.cat([ids, new[:, None].to(ids.device)], dim=1)
-                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        intervention = spelled_out(edit, lm.anatomy)
+        compiled = lm.compile(intervention.edits, prompts, options.get("runs"), options.get("dictionaries"))
+        steps = edit_steps(compiled, lm.anatomy)
+        frame = Frame.whole(prompts)
+        for left in range(self.most - 1, -1, -1):
+            frame = Frame(prompts, prompts.batch, start, ids.shape[1] - start, ids=ids, held=frame.held)
+            # between steps, while the caller has the piece, the model is as it was
+            with torch.no_grad(), patched(lm.hf, intervention.patches), lm.on(steps, frame):
+                logits = _forward(lm, ids[:, start:], mask, start, store)
+            new = pick(ids, mask, logits)
+            pieces = [row.take(token, left == 0) for row, token in zip(rows, new.tolist(), strict=True)]
+            yield Piece(tuple(p[0] for p in pieces), tuple(p[1] for p in pieces))
+            if all(row.done for row in rows):
+                return
+            start = 0 if store is None else ids.shape[1]
+            ids = torch.cat([ids, new[:, None].to(ids.device)], dim=1)
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+
+
+def _check_ranges(options: Options) -> None:
+    top_k, top_p, penalty = options.get("top_k"), options.get("top_p"), options.get("repetition_penalty")
+    if top_k is not None and top_k < 0:
+        raise PromptError(f"top_k is a number of tokens, 0 for all of them, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise PromptError(f"top_p is a share of probability, above 0 and at most 1, got {top_p}")
+    if penalty is not None and penalty <= 0:
+        raise PromptError(f"repetition_penalty divides logits and must be above 0 (1 changes nothing), got {penalty}")
 
 
 def _forward(lm: LM, ids: Tensor, mask: Tensor, start: int, store: DynamicCache | None) -> Tensor:
@@ -183,9 +202,10 @@ class _Sampler:
                 self.processors.append(TopPLogitsWarper(top_p))
         self.generators = [torch.Generator().manual_seed(options.get("seed", 0)) for _ in range(batch)]
 
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor, mask: Tensor, logits: Tensor) -> Tensor:
         if self.processors:
-            logits = self.processors(ids, logits.float())  # pyright: ignore[reportArgumentType]
+            said = torch.where(mask.bool(), ids, ids[:, -1:])  # padding was never said: the last token stands for it
+            logits = self.processors(said, logits.float())  # pyright: ignore[reportArgumentType]
         if self.greedy:
             return logits.argmax(-1)
         probabilities = torch.softmax(logits.float(), -1).cpu()
@@ -202,14 +222,14 @@ class _Row:
         self.said = ""
         self.done = False
 
-    def take(self, token: int) -> tuple[int | None, str]:
-        """The token (None after the end) and the text that it completes."""
+    def take(self, token: int, last: bool) -> tuple[int | None, str]:
+        """The token (None after the end) and the text that it completes; all that is left at the `last` one."""
         if self.done:
             return None, ""
         self.ids.append(token)
         self.done = token in self.ends
         text = _text(self.lm, self.ids)
-        if text.endswith("\ufffd") and not self.done:  # part of a character: wait for the rest
+        if text.endswith("\ufffd") and not self.done and not last:  # part of a character: wait for the rest
             return token, ""
         piece, self.said = text[len(self.said) :], text
         self.done = self.done or any(stop in text for stop in self.stops)

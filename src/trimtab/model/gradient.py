@@ -98,6 +98,7 @@ def _holder(site: Site, held: dict[Site, tuple[Tensor, Tap]]) -> Look:
     """
 
     def look(raw: Tensor, tap: Tap, frame: Frame) -> Tensor | None:
+        raw = tap.layout.settled(raw)
         if not raw.requires_grad:  # the first site on the way: the graph begins here
             raw = raw.requires_grad_() if tap.in_place else raw.detach().requires_grad_()
             held[site] = (raw, tap)

@@ -60,7 +60,8 @@ def check_anatomy(lm: LM) -> list[Identity]:
 
 def probe_prompts(lm: LM, n: int = 6) -> Prompts:
     """A few arbitrary tokens, spread over the vocabulary."""
-    ids = [(3 + 7919 * i) % lm.anatomy.vocab for i in range(n)]
+    known = lm.anatomy.vocab if lm.tokenizer is None else min(lm.anatomy.vocab, len(lm.tokenizer))
+    ids = [(3 + 7919 * i) % known for i in range(n)]
     return lm.prompts([ids])
 
 
@@ -132,6 +133,10 @@ def _block_identities(lm: LM, run: Run, inner: Run, layer: int, close: Close, de
     if not deep:
         return
     head = r("head")
+    less = lm.run(run.prompts, f"{at}mlp_in", f"{at}attn_out scale 0.5", logits=False)[f"{at}mlp_in"]
+    heard = not torch.equal(less, r("mlp_in"))
+    says = "does not read" if a.family.parallel else "reads"
+    yield Identity(f"{at}mlp_in {says} what attention adds", float(heard == a.family.parallel), 0)
     alone = lm.run(run.prompts, [f"{at}pattern", f"{at}head"], logits=False)
     floor = max(1.0, 1e-6 / TOLERANCE.get(lm.dtype, 1.0))
     yield close(f"{at}attention written out gives the kernel's heads", alone[f"{at}head"], head, 3 * floor)
@@ -160,7 +165,13 @@ def _attention_identities(lm: LM, run: Run, inner: Run, layer: int, close: Close
     exact = torch.float32 if scores.dtype.itemsize < 4 else scores.dtype
     yield close(f"{at}softmax(scores) = pattern", torch.softmax(scores.to(exact), -1).to(pattern), pattern, 3)
     yield close(f"{at}pattern is causal", pattern.triu(1), torch.zeros_like(pattern) + (pattern.triu(1) != 0), 0)
-    if a.family.rotary:
+    if not a.family.rotary:  # two queries next to each other: what depends on the key alone (ALiBi) drops out
+        q, k = inner[at + "q"], inner[at + "k"].repeat_interleave(group, dim=2)
+        product = torch.einsum("bhd,bkhd->bhk", q[:, -1] - q[:, -2], k[:, :-1])
+        apart = (scores[:, :, -1] - scores[:, :, -2])[..., :-1]
+        scale = (apart * product).sum() / (product * product).sum()
+        yield close(f"{at}q · k = scores", product * scale, apart, 3)
+    else:
         for name in ("q", "k"):  # at position 0 the rotation turns nothing
             plain, turned = inner[f"{at}{name}"][:, 0], inner[f"{at}rot_{name}"][:, 0]
             scale = (turned * plain).sum() / (plain * plain).sum()

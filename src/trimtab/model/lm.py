@@ -164,13 +164,18 @@ class LM:
     ) -> Iterator[Frame]:
         """For the length of the block: edits and further steps on the model, weight patches applied, the frame set."""
         intervention = spelled_out(edit, self.anatomy)
-        around = [step for block in self.active for step in block.steps]
         changes = edit_steps(self.compile(intervention.edits, prompts, runs, dictionaries), self.anatomy)
+        with patched(self.hf, intervention.patches), self.on([*changes, *steps], Frame.whole(prompts)) as frame:
+            yield frame
+
+    @contextmanager
+    def on(self, steps: Sequence[Step], frame: Frame) -> Iterator[Frame]:
+        """For the length of the block: steps on the model, after those of `edited` blocks around, and the frame."""
+        every = [*(step for block in self.active for step in block.steps), *steps]
         with ExitStack() as stack:
-            stack.enter_context(patched(self.hf, intervention.patches))
-            frame = stack.enter_context(self.framed(Frame.whole(prompts)))
-            if around or changes or steps:
-                stack.enter_context(Hooks(self.anatomy, [*around, *changes, *steps], self.current_frame))
+            stack.enter_context(self.framed(frame))
+            if every:
+                stack.enter_context(Hooks(self.anatomy, every, self.current_frame))
             yield frame
 
     def compile(
@@ -226,8 +231,8 @@ class LM:
         On leaving, also by exception, hooks are gone and patched weights are bitwise what they were.
         """
         intervention = spelled_out(edit, self.anatomy)
-        block = Edited(self, intervention.edits, runs, dictionaries)
-        with patched(self.hf, intervention.patches):
+        block = Edited(self, intervention, runs, dictionaries)
+        with patched(self.hf, intervention.patches) as block.originals:
             self.active.append(block)
             try:
                 with self._direct():
@@ -296,9 +301,12 @@ class LM:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the weights, names included, in order; computed once, when first asked for."""
+        """SHA-256 of the weights, names included, in order, without patches; computed once, when first asked for."""
         digest = hashlib.sha256()
-        for name, weight in sorted(self.hf.state_dict().items()):
+        weights = self.hf.state_dict()
+        for block in reversed(self.active):
+            weights |= block.originals
+        for name, weight in sorted(weights.items()):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
             digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy())
         return digest.hexdigest()

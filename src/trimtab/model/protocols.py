@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from trimtab.errors import PromptError
+from trimtab.errors import EditError, PromptError
 from trimtab.model.prompts import Prompts
 from trimtab.values.scope import Scope
 
@@ -51,14 +51,28 @@ class Readout:
     def of(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The number(s) of each row from logits of the whole vocabulary at the read positions (batch pos vocab)."""
         if self.tokens is None:
-            return self.function(logits, rows)
+            return self.value(logits, rows)
         tokens = self.tokens.to(logits.device)
         if tokens.ndim == 1:
-            return self.function(logits[..., tokens], rows)
-        return self.function(logits.gather(-1, tokens[rows][:, None].expand(-1, logits.shape[1], -1)), rows)
+            return self.value(logits[..., tokens], rows)
+        return self.value(logits.gather(-1, tokens[rows][:, None].expand(-1, logits.shape[1], -1)), rows)
+
+    def value(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """The number(s) of each row from the logits that are read (batch pos token). `EditError` for another shape."""
+        value = self.function(logits, rows)
+        if value.shape[:1] != (len(rows),):
+            raise EditError(
+                f"{self.name} must give one entry for each of {len(rows)} rows, from that row's logits alone; got shape "
+                f"{tuple(value.shape)}"
+            )
+        return value
 
     def columns(self, prompts: Prompts) -> Tensor:
         """(batch pos) absolute columns that are read; every row must have equally many."""
+        if self.tokens is not None and self.tokens.ndim == 2 and len(self.tokens) != prompts.batch:
+            raise PromptError(
+                f"{self.name} has tokens for {len(self.tokens)} rows, and there are {prompts.batch} prompts"
+            )
         positions = prompts.positions(self.where)
         counts = {len(p) for p in positions}
         if len(counts) != 1:

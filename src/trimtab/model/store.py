@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trimtab.errors import FileError, SiteError, nearest
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
+from trimtab.model.steps import spelled_out
 from trimtab.values.site import Site
 
 if TYPE_CHECKING:
@@ -58,11 +61,15 @@ class StoredRun:
             raise FileError(f"{folder} is not a stored run ({hint})")
         try:
             meta = json.loads(path.read_text())
-            sites = {name: tuple(shape) for name, shape in meta["sites"].items()}
-        except (ValueError, KeyError, AttributeError) as error:
-            raise FileError(f"{path} is damaged: {error}") from error
-        if meta.get("version") != VERSION:
-            raise FileError(f"{path} has version {meta.get('version')}; this release reads version {VERSION}")
+            version = meta.get("version")
+            sites = {name: tuple(int(n) for n in shape) for name, shape in meta["sites"].items()}
+            complete = {"dtype", "tokens", "rows", "model_hash"} <= set(meta) and meta["dtype"] in TYPES
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise FileError(f"{path} is damaged ({error}): harvest again") from error
+        if version != VERSION:
+            raise FileError(f"{path} has version {version}; this release reads version {VERSION}")
+        if not complete:
+            raise FileError(f"{path} is damaged (entries are missing): harvest again")
         for name, shape in sites.items():
             file = folder / _file(name)
             size = _header(meta["dtype"], (meta["tokens"], *shape))[1]
@@ -78,14 +85,20 @@ class StoredRun:
     @cached_property
     def ids(self) -> Tensor:
         """(token) ids of all real tokens."""
-        with safe_open(self.folder / "tokens.safetensors", "pt") as file:
-            return file.get_tensor("ids")
+        return self._tokens("ids")
 
     @cached_property
     def offsets(self) -> Tensor:
         """(row + 1) where each row's tokens begin; the last entry is the number of tokens."""
-        with safe_open(self.folder / "tokens.safetensors", "pt") as file:
-            return file.get_tensor("offsets")
+        return self._tokens("offsets")
+
+    def _tokens(self, name: str) -> Tensor:
+        path = self.folder / "tokens.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                return file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise FileError(f"{path} is missing or damaged ({error}): harvest again") from error
 
     def __len__(self) -> int:
         return int(self.meta["tokens"])
@@ -93,21 +106,32 @@ class StoredRun:
     def __getitem__(self, site: str | Site) -> Tensor:
         """(token unit …), mapped from the file: indexing reads only what it needs."""
         site = Site.parse(site)
-        name, have = str(site.whole), list(self.meta["sites"])
+        if site.at is not None:
+            raise SiteError(f"{site}: a stored run is a list of tokens; use row(i, site) for the positions of one row")
+        have = list(self.meta["sites"])
+        name = str(site) if str(site) in have else str(site.with_(index=None))
         if name not in have:
-            raise SiteError(f'"{name}" is not in this stored run{nearest(name, have)}; stored: {", ".join(have)}')
-        shape = (int(self.meta["tokens"]), *self.meta["sites"][name])
-        start, _ = _header(self.meta["dtype"], shape)
-        dtype = TYPES[self.meta["dtype"]][1]
-        count = math.prod(shape)
-        flat = torch.from_file(
-            str(self.folder / _file(name)), shared=False, size=start // dtype.itemsize + count, dtype=dtype
-        )
-        values = flat[start // dtype.itemsize :].view(shape)
-        return values if site.index is None else values[:, torch.tensor(site.index)]
+            raise SiteError(f'"{site}" is not in this stored run{nearest(str(site), have)}; stored: {", ".join(have)}')
+        shape = (len(self), *self.meta["sites"][name])
+        start, size = _header(self.meta["dtype"], shape)
+        values = torch.frombuffer(
+            _mapped(self.folder / _file(name), size),
+            dtype=TYPES[self.meta["dtype"]][1],
+            count=math.prod(shape),
+            offset=start,
+        ).view(shape)
+        if site.index is None or name == str(site):
+            return values
+        if max(site.index) >= shape[1]:
+            raise SiteError(f"{site}: {site.unit} {max(site.index)} is out of range; stored are 0 to {shape[1] - 1}")
+        return values[:, torch.tensor(site.index)]
 
     def row(self, row: int, site: str | Site) -> Tensor:
         """(pos unit …): the tokens of one row."""
+        rows = int(self.meta["rows"])
+        if not -rows <= row < rows:
+            raise IndexError(f"row {row} is out of range; stored are rows 0 to {rows - 1}")
+        row %= rows
         return self[site][int(self.offsets[row]) : int(self.offsets[row + 1])]
 
     def batches(self, site: str | Site, size: int) -> Iterator[Tensor]:
@@ -222,15 +246,14 @@ class _Writer:
 
 
 def _meta(lm: LM, prompts: Prompts, sites: Sequence[Site], dtype: str, tokens: int, edit: Edits) -> dict[str, Any]:
-    from trimtab.values.edit import Intervention
-
+    on = [block.intervention for block in lm.active] + [spelled_out(edit, lm.anatomy)]
     return {
         "version": VERSION,
         "kind": "run",
         "model": lm.name,
         "model_hash": lm.hash,
         "data_hash": prompts.digest,
-        "edit": Intervention.of(edit).digest if edit is not None else None,
+        "edits": [intervention.digest for intervention in on if intervention],
         "bos": prompts.bos,
         "chat": prompts.chat,
         "dtype": dtype,
@@ -262,6 +285,16 @@ def _header(dtype: str, shape: Iterable[int]) -> tuple[int, int]:
     shape = list(shape)
     start = len(_header_bytes(dtype, shape))
     return start, start + math.prod(shape) * TYPES[dtype][1].itemsize
+
+
+def _mapped(path: Path, size: int) -> mmap.mmap:
+    """A file as memory that is read when it is looked at; writing to it reaches a private copy, never the file."""
+    with path.open("rb") as file:
+        if not hasattr(mmap, "MAP_PRIVATE"):
+            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+        no_reserve = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE: the copy need not fit in memory
+        flags = mmap.MAP_PRIVATE | no_reserve
+        return mmap.mmap(file.fileno(), size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def _file(name: str) -> str:

@@ -28,6 +28,10 @@ class Layout(Protocol):
         """The site's gradient (batch pos …) from that of the module's tensor."""
         return self.read(tensor, batch, pos)
 
+    def settled(self, tensor: Tensor) -> Tensor:
+        """The module's tensor as the model goes on with it, before anything else is done to it."""
+        return tensor
+
 
 @dataclass(frozen=True)
 class Plain(Layout):
@@ -131,7 +135,8 @@ class Half(Layout):
 
     def write(self, tensor: Tensor, value: Tensor, batch: int, pos: int) -> Tensor:
         out = tensor.clone()
-        self.read(out, batch, pos).copy_(value)
+        width = tensor.shape[-1] // 2
+        out.view(batch, pos, -1)[..., self.which * width : (self.which + 1) * width] = value
         return out
 
 
@@ -150,6 +155,9 @@ class Clipped(Layout):
 
     def gradient(self, tensor: Tensor, batch: int, pos: int) -> Tensor:
         return self.inner.gradient(tensor, batch, pos)
+
+    def settled(self, tensor: Tensor) -> Tensor:
+        return tensor.clamp(-self.limit, self.limit)
 
 
 Side = Literal["in", "out", "core", "router", "expert", "root"]

@@ -174,7 +174,7 @@ class Wavefront:
         tokens = self.work.readout.tokens
         if tokens is not None and tokens.ndim == 2:
             tokens = tokens.to(resid.device)[rows]
-        return self.work.readout.function(self.lm.unembed(self.lm.final(at), tokens), rows)
+        return self.work.readout.value(self.lm.unembed(self.lm.final(at), tokens), rows)
 
 
 @dataclass

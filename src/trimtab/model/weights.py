@@ -15,13 +15,15 @@ from trimtab.values.edit import WeightPatch
 
 
 @contextmanager
-def patched(hf: PreTrainedModel, patches: Sequence[WeightPatch]) -> Iterator[None]:
+def patched(hf: PreTrainedModel, patches: Sequence[WeightPatch]) -> Iterator[dict[str, Tensor]]:
     """Adds each patch to its parameter; on leaving, also by exception, the saved originals are copied back.
+
+    Gives the originals, by parameter.
 
     Raises `EditError` for an unknown parameter or a patch of the wrong shape, before anything is changed.
     """
     if not patches:
-        yield
+        yield {}
         return
     parameters = dict(hf.named_parameters())
     deltas = [(parameters, patch, _delta(parameters, patch)) for patch in patches]
@@ -32,7 +34,7 @@ def patched(hf: PreTrainedModel, patches: Sequence[WeightPatch]) -> Iterator[Non
                 weight = parameters[patch.parameter]
                 saved.setdefault(patch.parameter, weight.detach().clone())
                 weight.add_(delta.to(weight.device, weight.dtype))
-        yield
+        yield saved
     finally:
         with torch.no_grad():
             for name, original in saved.items():

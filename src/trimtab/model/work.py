@@ -77,6 +77,8 @@ def prepare(
 ) -> Work:
     """Variants as lists of numbered edits; the same edit object in several variants is one edit."""
     prompts = lm.prompts(prompts)
+    if isinstance(variants, str | Edit | Intervention):
+        raise EditError(f"variants are a list, with one edit or several for each; put [ ] around {variants!s}")
     numbers: dict[int, int] = {}
     unique: list[Edit] = []
     listed: list[tuple[Edit, ...]] = []
