@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM
 
 PLAIN = (type(None), bool, int, float, str)
+CORE = ("rot_q", "rot_k", "scores", "pattern")
 BY_ROW = {"position_ids": 0, "position_embeddings": 0}
 
 
@@ -125,6 +126,8 @@ def base_run(lm: LM, prompts: Prompts, sites: Iterable[Site]) -> BaseRun:
     """
     found: dict[Site, Tensor] = {}
     wanted = set(sites)
+    core = {site for site in wanted if site.name in CORE}
+    wanted -= core  # read in a pass of their own: the base run keeps the kernel that plain runs have
     steps = [reader(site, lm.anatomy, prompts, {}, found, set()) for site in wanted]
     calls: list[dict[str, Any]] = []
     handles = [
@@ -158,6 +161,8 @@ def base_run(lm: LM, prompts: Prompts, sites: Iterable[Site]) -> BaseRun:
         assert isinstance(layer, DynamicLayer)
         assert layer.keys is not None and layer.values is not None  # noqa: PT018
         keys[i], values[i] = layer.keys, layer.values
+    if core:
+        found |= lm.run(prompts, core, logits=False).activations
     return BaseRun(lm, prompts, found, calls, keys, values)
 
 

@@ -62,8 +62,8 @@ class Readout:
         value = self.function(logits, rows)
         if value.shape[:1] != (len(rows),):
             raise EditError(
-                f"{self.name} must give one entry for each of {len(rows)} rows, from that row's logits alone; got shape "
-                f"{tuple(value.shape)}"
+                f"{self.name}: a readout must give one entry for each of {len(rows)} rows, made from that row's logits; "
+                f"got shape {tuple(value.shape)}"
             )
         return value
 
@@ -71,7 +71,7 @@ class Readout:
         """(batch pos) absolute columns that are read; every row must have equally many."""
         if self.tokens is not None and self.tokens.ndim == 2 and len(self.tokens) != prompts.batch:
             raise PromptError(
-                f"{self.name} has tokens for {len(self.tokens)} rows, and there are {prompts.batch} prompts"
+                f"{self.name} has tokens for {len(self.tokens)}, and the prompts have {prompts.batch} rows"
             )
         positions = prompts.positions(self.where)
         counts = {len(p) for p in positions}
