@@ -1,6 +1,6 @@
 """Change a model on the way, and let it speak: edits are values that can be printed, saved and loaded.
 
-    python examples/edit_and_generate.py
+python examples/edit_and_generate.py
 """
 
 from __future__ import annotations

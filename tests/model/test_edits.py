@@ -554,7 +554,7 @@ class TestConditions:
         ids=str,
     )
     def test_of_the_wrong_width(self, condition, unchecked):
-        with pytest.raises(EditError, match="needs a direction of|reads one vector at each position"):
+        with pytest.raises(EditError, match=r"needs a direction of|reads one vector at each position"):
             exact("llama").run(IDS, edit=Edit("L1.resid_pre", "scale", 0.0, when=condition))
 
     def test_on_a_dictionary_s_features_is_of_the_features_or_refused(self):

@@ -47,6 +47,12 @@ class Readout:
     tokens: Tensor | None = None
     name: str = "readout"
     unit: str = ""
+    rows: int | None = None
+    """How many rows it was made for; None for any number."""
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and self.tokens.ndim == 2:
+            object.__setattr__(self, "rows", len(self.tokens))
 
     def of(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The number(s) of each row from logits of the whole vocabulary at the read positions (batch pos vocab)."""
@@ -58,7 +64,7 @@ class Readout:
         return self.value(logits.gather(-1, tokens[rows][:, None].expand(-1, logits.shape[1], -1)), rows)
 
     def value(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """The number(s) of each row from the logits that are read (batch pos token). `EditError` for another shape."""
+        """The number(s) of each row from the logits that are read (batch pos token); `EditError` for another shape."""
         value = self.function(logits, rows)
         if value.shape[:1] != (len(rows),):
             raise EditError(
@@ -69,10 +75,8 @@ class Readout:
 
     def columns(self, prompts: Prompts) -> Tensor:
         """(batch pos) absolute columns that are read; every row must have equally many."""
-        if self.tokens is not None and self.tokens.ndim == 2 and len(self.tokens) != prompts.batch:
-            raise PromptError(
-                f"{self.name} has tokens for {len(self.tokens)}, and the prompts have {prompts.batch} rows"
-            )
+        if self.rows not in (None, prompts.batch):
+            raise PromptError(f"{self.name} was made for {self.rows} rows, and the prompts have {prompts.batch} rows")
         positions = prompts.positions(self.where)
         counts = {len(p) for p in positions}
         if len(counts) != 1:
@@ -102,13 +106,10 @@ def log_prob(answers: Sequence[int] | Tensor, where: str | Scope = "last") -> Re
 
     def function(logits: Tensor, rows: Tensor) -> Tensor:
         logp = torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)
-        return (
-            logp.squeeze(1)
-            .gather(-1, ids.to(logits.device)[rows.to(ids.device)].to(logits.device)[:, None])
-            .squeeze(-1)
-        )
+        at = ids.to(logits.device)[rows.to(logits.device)]
+        return logp.squeeze(1).gather(-1, at[:, None]).squeeze(-1)
 
-    return Readout(function, Scope.parse(where), None, "log_prob", "nat")
+    return Readout(function, Scope.parse(where), None, "log_prob", "nat", len(ids))
 
 
 def all_logits(where: str | Scope = "last") -> Readout:
