@@ -2,8 +2,8 @@
 
     python examples/patch_a_prompt.py
 
-Two prompts differ in one name. Each cell of the sweep takes one clean activation into the corrupt run and asks how much of
-the answer comes back: 1 is all of it. The engine answers 420 questions for the price of about 17 forward passes.
+Two prompts differ in one name. Each cell of the sweep takes one clean activation into the corrupt run and asks how much
+of the answer comes back: 1 is all of it. The engine answers 420 questions for the price of about 17 forward passes.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Readout:
         value = self.function(logits, rows)
         if value.shape[:1] != (len(rows),):
             raise EditError(
-                f"{self.name}: a readout must give one entry for each of {len(rows)} rows, made from that row's logits; "
+                f"{self.name}: a readout must give one entry for each of {len(rows)} rows, from that row's logits; "
                 f"got shape {tuple(value.shape)}"
             )
         return value
