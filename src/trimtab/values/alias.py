@@ -4,8 +4,8 @@ Both sets of names are read: those of `HookedTransformer` (`hook_resid_pre`, `at
 of the bridges of version 3 and later (`hook_in`, `attn.o.hook_in`, `mlp.out.hook_in`). Checked against the sources of
 4.3.0. The tensors are those of an unprocessed model: nothing is folded or centred here.
 
-An edit of `hook_resid_mid` is one of the residual stream here; in the bridges it is one of the MLP's input alone, so such
-edits do not carry over as they are.
+An edit of `hook_resid_mid` is one of the residual stream here; in the bridges it is one of the MLP's input alone, so
+such edits do not carry over as they are.
 
 A name whose tensor is not one of our sites is refused with a sentence on what to use. A few names are the same tensor
 in some models only; those sites remember the name they came from (`Site.alias`), and `check_alias` refuses the others.
