@@ -43,7 +43,7 @@ class Bench:
     def __post_init__(self) -> None:
         lm = self.lm
         self.clean, self.late, self.early = (lm.prompts(text) for text in (CLEAN, LATE, EARLY))
-        ids = [lm.tokenizer.encode(name)[0] for name in (" Mary", " John")]
+        ids = [lm.token(name) for name in (" Mary", " John")]
         self.readout = logit_diff(ids[:1], ids[1:])
         assert self.clean.width == self.late.width == self.early.width == 14
         assert self.clean.differ(self.late).nonzero()[:, 1].tolist() == [9]
@@ -140,7 +140,7 @@ def generate_one_vector(bench: Bench) -> Case:
 def gradients_heads_neurons(bench: Bench) -> Case:
     lm = bench.lm
     batch = lm.prompts([CLEAN, LATE, EARLY, CLEAN])
-    ids = [lm.tokenizer.encode(name)[0] for name in (" Mary", " John")]
+    ids = [lm.token(name) for name in (" Mary", " John")]
     readout = logit_diff([ids[0]] * 4, [ids[1]] * 4)
 
     def plain() -> None:

@@ -9,14 +9,14 @@ of the answer comes back: 1 is all of it. The engine answers 420 questions for t
 from __future__ import annotations
 
 import trimtab
-from trimtab.model.protocols import logit_diff
+from trimtab import logit_diff
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 
 lm = trimtab.load("smollm2-135m-instruct")
 clean, corrupt = lm.prompts(CLEAN), lm.prompts(CORRUPT)
-mary, john = (lm.tokenizer.encode(name)[0] for name in (" Mary", " John"))
+mary, john = lm.token(" Mary"), lm.token(" John")
 readout = logit_diff([mary], [john])
 
 source = lm.run(clean, read="L*.resid_pre")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM
     from trimtab.model.load import load
     from trimtab.model.prompts import Prompts
+    from trimtab.model.protocols import Readout, log_prob, logit_diff
     from trimtab.model.run import Run
     from trimtab.values.edit import Edit, Intervention, Ref
     from trimtab.values.lens import Lens
@@ -38,6 +39,7 @@ __all__ = [
     "Outcome",
     "Prompts",
     "Provenance",
+    "Readout",
     "Ref",
     "Run",
     "Scope",
@@ -48,6 +50,8 @@ __all__ = [
     "__version__",
     "load",
     "locate",
+    "log_prob",
+    "logit_diff",
     "report",
 ]
 
@@ -61,6 +65,7 @@ _HOME = {
     "Prompts": "model.prompts",
     "Provenance": "values.provenance",
     "Ref": "values.edit",
+    "Readout": "model.protocols",
     "Run": "model.run",
     "Scope": "values.scope",
     "Scores": "values.scores",
@@ -68,6 +73,8 @@ _HOME = {
     "Site": "values.site",
     "Span": "values.span",
     "load": "model.load",
+    "log_prob": "model.protocols",
+    "logit_diff": "model.protocols",
 }
 
 

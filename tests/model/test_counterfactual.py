@@ -24,7 +24,7 @@ from tests.model.tinies import (
     untouched,
 )
 from tests.tiny import FAMILIES
-from trimtab.errors import EditError
+from trimtab.errors import EditError, ModelError
 from trimtab.model import base, wavefront
 from trimtab.model.memory import budget, free_memory, out_of_memory, row_bytes
 from trimtab.model.protocols import Readout, all_logits, log_prob, logit_diff
@@ -421,7 +421,7 @@ class TestOutOfMemory:
     def test_one_row_that_does_not_fit_is_an_error(self, monkeypatch):
         lm = self.lm
         self.starve(monkeypatch, torch.cuda.OutOfMemoryError("CUDA out of memory"), 0)
-        with untouched(lm), pytest.raises(torch.cuda.OutOfMemoryError):
+        with untouched(lm), pytest.raises(ModelError, match=r"memory ran out with 2 rows of 7 columns.*fewer rows"):
             lm.counterfactuals(RAGGED, ["L0.resid_pre@2 scale 0"] * 4, READOUT)
 
     def test_another_error_is_not_swallowed(self, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,10 @@ def answer(lm, ids, *, mask=None, **options):
     )
     rows = out[:, ids.shape[1] :].tolist()
     return tuple(tuple(row[: row.index(2) + 1] if 2 in row else row) for row in rows)
+
+
+def _fail(*_):
+    raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -138,6 +144,21 @@ class TestTheModelItself:
         values = torch.where(covered[..., None, None], 1.5, 0.0).expand(2, 10, 2, 8)
         expected = lm.run(lm.prompts(ids, mask=mask), edit=Edit("L1.k", "add", values)).logits
         close(lm, torch.cat(seen, 1)[mask.bool()], expected[mask.bool()])
+
+    def test_a_cache_that_is_cut_back(self):
+        """As when drafted tokens are not taken: what follows stands in their place."""
+        lm = exact("llama")
+        edit = Edit("L1.resid_pre", "scale", -2.0, where="tokens{9,30}")
+        ids = torch.tensor([[5, 6, 7, 30, 9, 8], [5, 6, 7, 9, 10, 9]])
+        cache, drafted = DynamicCache(), torch.tensor([[9, 30, 9], [30, 9, 11]])
+        with torch.no_grad(), lm.edited(edit):
+            lm.hf(input_ids=ids[:, :3], past_key_values=cache, use_cache=True)
+            lm.hf(input_ids=drafted, past_key_values=copy.deepcopy(cache), use_cache=True)
+            found = [
+                lm.hf(input_ids=ids[:, at : at + 1], past_key_values=cache, use_cache=True).logits for at in (3, 4, 5)
+            ]
+            expected = lm.hf(input_ids=ids).logits[:, 3:]
+        close(lm, torch.cat(found, 1), expected)
 
     def test_a_condition_is_decided_on_the_prompt_and_held(self):
         lm = exact("llama")
@@ -294,6 +315,11 @@ class TestNested:
                 lm.run(IDS, edit=Edit("L1.head", "set", Ref("nowhere")))
             with pytest.raises((IndexError, ValueError)):
                 lm.hf(input_ids=torch.tensor([[5, 6, 10_000]]))
+            handle = lm.anatomy.blocks[1].o.register_forward_pre_hook(_fail)
+            for call in (lambda: lm.hf(input_ids=torch.tensor([[5, 6]])), lambda: lm.run(IDS)):
+                with pytest.raises(ZeroDivisionError):
+                    call()
+            handle.remove()
             assert lm.frame is None
             close(lm, lm.run(IDS).logits, expected)
             close(lm, plain_logits(lm, lm.prompts(IDS)), expected)

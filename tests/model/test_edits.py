@@ -15,6 +15,7 @@ from tests.model.tinies import IDS, OTHER, RAGGED, SIDES, close, exact, lm_of, o
 from trimtab.errors import EditError, PromptError, SiteError
 from trimtab.model.edits import blend
 from trimtab.model.frame import Frame
+from trimtab.model.protocols import logit_diff
 from trimtab.values.edit import Affine, Bounds, Condition, Edit, Noise, Probe, Ref, Rotation
 
 D = 32
@@ -696,5 +697,80 @@ class TestDictionaries:
             self.run("set", 3.0, view=view, index=f"[{index}]")
 
     def test_a_dictionary_that_was_not_given(self):
-        with pytest.raises(EditError, match=r'no dictionary named "e" was given \(dictionaries: d\)'):
-            exact("llama").run(IDS, edit="L0.head.feature@e scale 0", dictionaries={"d": self.dictionary})
+        said = r'no dictionary named "e" was given \(dictionaries: d\)'
+        for value in (0.0, np.ones(50), np.ones((2, 50)), np.ones((2, 7, 50))):
+            edit = Edit("L0.resid_post.feature@e", "set", value)
+            with pytest.raises(EditError, match=said):
+                exact("llama").run(IDS, edit=edit, dictionaries={"d": self.dictionary})
+
+    def test_infinities_stay_where_no_feature_changes(self):
+        x = normal(0, 2, 7, D)
+        x[0, 0, 0] = x[1, 3, 5] = math.inf
+        edit = Edit(f"{self.site}.feature@d[7]", "set", 2.0, where="2")
+        with np.errstate(all="ignore"):
+            y = apply(edit, x, dictionaries={"d": self.dictionary})
+        kept = [0, 1, 3, 4, 5, 6]
+        assert torch.equal(y[:, kept], x[:, kept])
+        assert torch.isfinite(y[:, 2]).all()
+
+
+class TestSelections:
+    """In text, an edit of a selection is an edit at each of its sites."""
+
+    lm = property(lambda self: exact("llama"))
+
+    @pytest.mark.parametrize(
+        ("text", "spelled"),
+        [
+            ("L*.head[1] scale 0", ["L0.head[1] scale 0", "L1.head[1] scale 0"]),
+            ("L0-1.mlp_out@-1 scale 0.5 x 0.5", ["L0.mlp_out@-1 scale 0.5 x 0.5", "L1.mlp_out@-1 scale 0.5 x 0.5"]),
+            ("L1.k[*]@2: add 1 rows 1", ["L1.k[0]@2: add 1 rows 1", "L1.k[1]@2: add 1 rows 1"]),
+            ("L0.head[0-2] set 0", ["L0.head[0,1,2] set 0"]),
+            ("L*.resid_pre@2 set from o", ["L0.resid_pre@2 set from o", "L1.resid_pre@2 set from o"]),
+        ],
+    )
+    def test_spelled_out(self, text, spelled):
+        lm = self.lm
+        runs = {"o": lm.run(OTHER, "L*.resid_pre")}
+        expected = lm.run(IDS, edit=spelled, runs=runs).logits
+        assert off(expected, lm.run(IDS).logits) > 1e-4
+        assert torch.equal(lm.run(IDS, edit=text, runs=runs).logits, expected)
+        assert torch.equal(lm.run(IDS, edit=[text], runs=runs).logits, expected)
+        with lm.edited(text, runs=runs):
+            assert torch.equal(lm.run(IDS).logits, expected)
+        said = [lm.generate(IDS, edit, runs=runs, max_new_tokens=3).ids for edit in (text, spelled)]
+        assert said[0] == said[1]
+
+    def test_one_variant_of_many_edits(self):
+        lm, readout = self.lm, logit_diff([3, 4], [5, 6])
+        found = lm.counterfactuals(IDS, ["L*.head[1] scale 0", ["L0.q scale 0", "L*.k[*] add 1"]], readout)
+        spelled = [
+            ["L0.head[1] scale 0", "L1.head[1] scale 0"],
+            ["L0.q scale 0", "L0.k[0] add 1", "L0.k[1] add 1", "L1.k[0] add 1", "L1.k[1] add 1"],
+        ]
+        expected = lm.counterfactuals(IDS, spelled, readout)
+        close(lm, found.values, expected.values)
+        assert found.plan.variants == 2
+
+    def test_sites_that_a_layer_lacks_are_left_out(self):
+        lm = exact("qwen2_moe")
+        expected = lm.run(IDS, edit=["L0.neuron scale 0"]).logits
+        assert torch.equal(lm.run(IDS, edit="L*.neuron scale 0").logits, expected)
+        expected = lm.run(IDS, edit=[f"L1.expert[{e}] scale 0" for e in range(4)]).logits
+        assert torch.equal(lm.run(IDS, edit="L*.expert[*] scale 0").logits, expected)
+
+    @pytest.mark.parametrize(
+        ("text", "error", "said"),
+        [
+            ("L0-9.head scale 0", SiteError, "layer 2 .*out of range"),
+            ("L*.haed scale 0", SiteError, 'did you mean "head"'),
+            ("L*.router scale 0", SiteError, "no such site in this model"),
+            ("L*.head scle 0", EditError, 'did you mean "scale"'),
+            ("L*.head", EditError, "is not an edit"),
+            ("", EditError, "is not an edit"),
+        ],
+    )
+    def test_what_cannot_be_read(self, text, error, said):
+        for call in (lambda: self.lm.run(IDS, edit=text), lambda: self.lm.generate(IDS, text, max_new_tokens=1)):
+            with pytest.raises(error, match=said):
+                call()

@@ -148,6 +148,25 @@ class TestEdits:
         found = said(lm, IDS, edit, runs={"o": run})
         assert found == said(lm, IDS, edit, runs={"o": run}, cache=False)
 
+    @pytest.mark.parametrize("name", ["resid_post", "head"])
+    def test_values_laid_out_as_the_prompts_are(self, name):
+        """Prompts padded on the right are padded on the left to be continued: a value for each position goes along."""
+        lm = self.lm
+        found = []
+        for side in SIDES:
+            prompts = lm.prompts(RAGGED, padding=side)
+            values = -3 * lm.run(prompts, f"L1.{name}")[f"L1.{name}"]
+            edit = Edit(f"L1.{name}", "set", values, where="prompt")
+            logits = lm.run(prompts, edit=edit).logits
+            first = [int(logits[row, at[-1]].argmax()) for row, at in enumerate(prompts.positions("prompt"))]
+            try:
+                found.append(said(lm, prompts, edit))
+            except EditError:
+                assert side == "right"
+                continue
+            assert [row[0] for row in found[-1]] == first, side
+        assert len(set(found)) == 1
+
     def test_a_value_for_each_row(self):
         lm = self.lm
         values = np.stack([np.linspace(-2, 2, 32), np.linspace(3, -3, 32)])

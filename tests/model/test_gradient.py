@@ -275,12 +275,14 @@ def test_a_projection_that_is_clipped_in_place():
 
 
 class TestErrors:
-    @pytest.mark.parametrize("site", ["L0.head[1]", "L0.head@-1", "L0.resid_post.feature@d"])
-    def test_units_positions_and_views(self, site):
-        with pytest.raises(
-            SiteError, match=r"gradients are taken at whole sites; ask for L0\.(head|resid_post) and index"
-        ):
+    @pytest.mark.parametrize("site", ["L0.head[1]", "L0.head@-1"])
+    def test_units_and_positions(self, site):
+        with pytest.raises(SiteError, match=r"gradients are taken at whole sites; ask for L0\.head and index"):
             exact("llama").gradients(IDS, READOUT, site)
+
+    def test_features(self):
+        with pytest.raises(SiteError, match=r"take the gradient at L0\.resid_post times the decoder"):
+            exact("llama").gradients(IDS, READOUT, "L0.resid_post.feature@d")
 
     @pytest.mark.parametrize("site", ["L1.router", "L1.expert[0]", "L1.expert[0].neuron"])
     def test_inside_a_mixture(self, site):

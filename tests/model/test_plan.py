@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.model.tinies import IDS, OTHER, RAGGED, every_site, exact, lm_of, untouched
+from tests.model.tinies import IDS, OTHER, RAGGED, SIDES, every_site, exact, lm_of, untouched
 from tests.tiny import FAMILIES
 from trimtab.errors import EditError, SiteError
 from trimtab.model.plan import Cell, Plan, first_columns, merge_columns
@@ -188,6 +188,29 @@ def test_is_an_upper_bound_of_what_is_computed(family):
     assert found.plan.computed == int(found.computed.sum())
     assert plan.computed >= found.plan.computed
     assert plan.passes >= found.plan.passes
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_no_cell_starts_before_its_plan(side):
+    """Neither in the padding of a shorter row, nor where a run that was read otherwise differs by a rounding."""
+    lm = lm_of("llama")
+    prompts = lm.prompts(RAGGED, padding=side)
+    rows = [[5, 6, 20, 8, 9, 10, 11], [7, 12, 30, 10, 13]]
+    other = lm.run(lm.prompts(rows, padding=side), ["L1.pattern", "L1.head", "L0.rot_k"])
+    variants = [
+        "L1.resid_pre add 1",
+        "L1.neuron[3] set 0",
+        "L0.q set 0.5",
+        Edit("L1.pattern", "set", Ref("o")),
+        Edit("L0.rot_k", "set", Ref("o")),
+        Edit("L1.head[2]", "set", Ref("o")),
+        "L0.pattern[0]@-1 scale 0",
+    ]
+    plan = lm.plan(prompts, variants, READOUT, runs={"o": other})
+    found = lm.counterfactuals(prompts, variants, READOUT, runs={"o": other})
+    planned = {(c.variant, c.row): c.column for c in plan.cells}
+    early = [(str(variants[c.variant]), c.row) for c in found.plan.cells if c.column < planned[c.variant, c.row]]
+    assert early == []
 
 
 class TestErrors:

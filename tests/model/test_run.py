@@ -195,6 +195,31 @@ class TestEverySite:
                     assert (change > 1e-4) == (head // group == kv), f"L1.{name}[{kv}] and head {head}: {change}"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+class TestHalfPrecision:
+    def test_every_site_takes_what_is_set(self, family, dtype):
+        lm = lm_of(family, dtype)
+        for site in every_site(lm):
+            if site.name in ("scores", "pattern"):
+                continue
+            run = lm.run(IDS, site, Edit(site, "set", 0.5, where="-1"))
+            assert bool((run[site][:, -1] == 0.5).all()), site
+            assert torch.isfinite(run.logits).all()
+        prompts = lm.prompts(RAGGED)
+        for name in ("scores", "pattern"):
+            run = lm.run(prompts, f"L1.{name}", f"L1.{name}[1]@2 scale 0.5")
+            assert torch.isfinite(real(prompts, run.logits)).all()
+            assert not torch.equal(real(prompts, run.logits), real(prompts, plain_logits(lm, prompts)))
+
+    def test_nothing_read_or_changed_is_bitwise_the_model(self, family, dtype):
+        lm = lm_of(family, dtype)
+        prompts = lm.prompts(RAGGED)
+        run = lm.run(prompts, every_site(lm, core=False))
+        assert torch.equal(run.logits, plain_logits(lm, prompts))
+        assert all(run[site].dtype in (dtype, torch.float32) for site in run)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 class TestBatches:
     def mixture(self, lm):
@@ -274,7 +299,7 @@ class TestStopping:
             for site in every_site(lm):
                 reached.clear()
                 run = lm.run(IDS, site, logits=False)
-                assert run.logits is None
+                assert (run.logits is None) == (site.name != "logits")
                 if site.name not in ("logits", *CORE):
                     assert torch.equal(run[site], full[site]), site
                 allowed = (
@@ -382,6 +407,21 @@ class TestAddresses:
         prompts, run = self.run_of(["L1.head", "L0.neuron[3,9]"])
         assert torch.equal(run.tokens("L1.head[2]"), real(prompts, run["L1.head[2]"]))
         assert torch.equal(run.tokens("L0.neuron[3,9]"), real(prompts, run["L0.neuron[3,9]"]))
+
+    def test_tokens_of_a_position(self):
+        """Those of that position, or refused: never all of them."""
+        _, run = self.run_of("L1.head")
+        try:
+            tokens = run.tokens("L1.head@-1")
+        except SiteError:
+            return
+        assert torch.equal(tokens, run["L1.head@-1"])
+
+    def test_a_unit_that_is_not_there(self):
+        _, run = self.run_of(["L1.head", "L0.k"])
+        for site, last in (("L1.head[9]", 3), ("L0.k[2]", 1), ("logits[97]", 96)):
+            with pytest.raises(SiteError, match=rf"out of range.*0 to {last}"):
+                run[site]
 
     def test_what_was_not_read(self):
         _, run = self.run_of(["L0.resid_post", "L1.head[2]", "L0.mlp_out@-1"])
@@ -523,6 +563,20 @@ class TestViews:
         for given in (None, {"other": self.Relu(32, 50)}):
             with pytest.raises((SiteError, EditError), match=r'no dictionary named "d".*dictionaries: (none|other)'):
                 exact("llama").run(IDS, "L0.resid_post.feature@d", dictionaries=given)
+
+    def test_of_heads_are_of_what_all_heads_put_out(self):
+        """(batch pos feature) of the heads side by side, as the table of sites has it; a feature is no head."""
+        lm, relu = exact("llama"), self.Relu(32, 50)
+        heads = lm.run(IDS, "L0.head")["L0.head"].flatten(2)
+        run = lm.run(IDS, ["L0.head.feature@d", "L0.head.feature@d[7]"], dictionaries={"d": relu})
+        assert off(run["L0.head.feature@d"], relu.encode(heads)) < 1e-12
+        assert off(run["L0.head.feature@d[7]"], relu.encode(heads)[:, :, [7]]) < 1e-12
+        features = relu.encode(heads)
+        new = features.clone()
+        new[:, :, 7] = 2
+        changed = heads + relu.decode(new) - relu.decode(features)
+        run = lm.run(IDS, "L0.head", "L0.head.feature@d[7] set 2", dictionaries={"d": relu})
+        assert off(run["L0.head"].flatten(2), changed) < 1e-12
 
     def test_a_feature_that_does_not_exist(self):
         with pytest.raises((SiteError, EditError), match="feature 50 is out of range; there are features 0 to 49"):

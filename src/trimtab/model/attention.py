@@ -51,18 +51,19 @@ def attend(
     scores = query @ key.transpose(-1, -2) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = _unmasked(act, masked(scores, mask, window))
+    lowest = torch.finfo(scores.dtype if mask is None or not mask.is_floating_point() else mask.dtype).min
+    scores = _unmasked(act, masked(scores, mask, window), lowest)
     exact = torch.float32 if scores.dtype.itemsize < 4 else scores.dtype
     pattern = act("pattern", torch.softmax(scores, dim=-1, dtype=exact).to(value.dtype))
     return pattern @ value, pattern
 
 
-def _unmasked(act: Act, scores: Tensor) -> Tensor:
-    """Scores after `act`; what is masked stays masked, whatever an edit makes of it."""
+def _unmasked(act: Act, scores: Tensor, lowest: float) -> Tensor:
+    """Scores after `act`; what is masked (by about `lowest`) stays masked, whatever an edit makes of it."""
     new = act("scores", scores)
     if new is scores:
         return scores
-    return torch.where(scores <= torch.finfo(scores.dtype).min / 2, scores, new)
+    return torch.where(scores <= lowest / 2, scores, new)
 
 
 def masked(scores: Tensor, mask: Tensor | None, window: int | None = None) -> Tensor:
@@ -188,7 +189,10 @@ def _sdpa(act: Act) -> Callable[..., Tensor]:
 def _softmax(act: Act) -> Callable[..., Tensor]:
     def call(scores: Tensor, dim: int = -1, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
         exact = scores.dtype if dtype is None or dtype.itemsize < scores.dtype.itemsize else dtype
-        return act("pattern", torch.softmax(_unmasked(act, scores), dim=dim, dtype=exact).to(scores.dtype))
+        return act(
+            "pattern",
+            torch.softmax(_unmasked(act, scores, torch.finfo(scores.dtype).min), dim=dim, dtype=exact).to(scores.dtype),
+        )
 
     return call
 

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from trimtab.errors import EditError, ModelError, nearest
+from trimtab.errors import EditError, ModelError, TrimtabError, nearest
 from trimtab.model.base import BaseRun, base_run
 from trimtab.model.edits import Source
+from trimtab.model.memory import out_of_memory
 from trimtab.model.plan import Plan
 from trimtab.model.protocols import Dictionary, Readout
 from trimtab.model.wavefront import Wavefront
@@ -79,8 +80,19 @@ def counterfactuals(
     if exact not in ("fast", "naive"):
         raise EditError(f'exact is "fast" or "naive", got {exact!r}{nearest(str(exact), ("fast", "naive"))}')
     work = prepare(lm, prompts, variants, readout, runs, dictionaries)
-    if exact == "naive":
-        return _naive(lm, work, progress)
+    try:
+        return _naive(lm, work, progress) if exact == "naive" else _fast(lm, work, memory, progress)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, TrimtabError) or not out_of_memory(error):
+            raise
+        raise ModelError(
+            f"memory ran out with {work.prompts.batch} rows of {work.prompts.width} columns, also one cell at a time: "
+            f"give fewer rows or shorter prompts, or load the model in a smaller type ({error})"
+        ) from error
+
+
+def _fast(lm: LM, work: Work, memory: float | None, progress: Progress | None) -> Counterfactuals:
+    """The engine, or whole passes where it may not be used."""
     try:
         base = _base(lm, work)
     except ModelError as reason:
@@ -93,7 +105,7 @@ def counterfactuals(
         computed[variant] = True
         if progress is not None:
             progress(len(front.cells) + n * work.prompts.batch, front.plan.computed)
-    return Counterfactuals(values, first, computed, front.plan, readout.name, readout.unit)
+    return Counterfactuals(values, first, computed, front.plan, work.readout.name, work.readout.unit)
 
 
 def plan(
@@ -106,7 +118,10 @@ def plan(
     dictionaries: Mapping[str, Dictionary] | None = None,
     memory: float | None = None,
 ) -> Plan:
-    """The cost of `counterfactuals` with these arguments, from shapes and scopes alone: nothing is run."""
+    """The cost of `counterfactuals` with these arguments, from shapes and scopes alone: nothing is run.
+
+    Returns a `Plan`, which prints cells, forward passes and memory; raises as `counterfactuals` does.
+    """
     work = prepare(lm, prompts, variants, readout, runs, dictionaries)
     reason = _no_shortcut(lm)
     if reason is not None:
@@ -115,7 +130,7 @@ def plan(
     moved: list[Tensor | None] = []
     for edit in work.unique:
         weight = compiler.weigh(edit)
-        moved.append(None if weight is None else weight.table.bool().cpu() & may_differ(edit, work))
+        moved.append(None if weight is None else weight.table.bool().cpu() & may_differ(lm, edit, work))
     cells, naive = cells_of(lm.anatomy, work, moved)
     return plan_of(lm, work, cells, naive, memory, ("an upper bound: cells found equal to the base run are left out",))
 

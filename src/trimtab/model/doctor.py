@@ -247,7 +247,7 @@ def _jobs(lm: LM, say: Progress) -> tuple[tuple[Job, ...], tuple[str, ...]]:
     heads = [Edit(Site("head", i, index=(h,)), "scale", 0.0) for i in range(a.n_layers) for h in range(a.n_heads)]
     sizes = f"{a.n_layers} x {prompts.width}"
     for name, variants in ((f"residual patching, {sizes}", sweep), ("ablation of every head", heads)):
-        planned = lm.plan(prompts, variants, readout, runs={"clean": Run(clean)})
+        planned = lm.plan(prompts, variants, readout, runs={"clean": Run(clean, origin=lm)})
         groups = len({cell.column for cell in planned.cells}) or 1
         seconds = planned.passes * prompts.width * each + (groups + 1) * fixed
         size = planned.base_bytes + planned.chunk * planned.bytes_each

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -147,7 +148,9 @@ class Compiler:
                 f"{edit}: the condition reads {edit.when.site}, which is not computed before {site}; choose an earlier "
                 "site for the condition, or read it in a first run and give the edit rows="
             )
-        weight.prompt_only = self._for_each_column(edit, site)
+        if site.view is not None:
+            self._dictionary(edit, site)
+        weight.prompt_only = self.for_each_column(edit, site)
         index = _index(site, self.device)
         if site.view is None:
             return Compiled(edit, site, index, weight, self.operation(edit, site))
@@ -169,19 +172,21 @@ class Compiler:
             scale = torch.where(chosen, scale, 0.0)
         if not bool((scale != 0).any()):
             return None
-        everywhere = edit.where.kind == "all" and bool((scale == 1).all())
+        everywhere = edit.where.kind == "all" and bool((scale == 1).all()) and bool(self.prompts.mask.all())
         covered = self.prompts.columns(edit.where).cpu()
         table = (
             covered & (scale == 1)[:, None] if bool(((scale == 0) | (scale == 1)).all()) else covered * scale[:, None]
         )
         return Weight(edit.where, table.to(self.device), scale.to(self.device), everywhere, edit.when)
 
-    def _for_each_column(self, edit: Edit, site: Site) -> bool:
-        """Whether a value has an entry for each column of the prompt."""
+    def for_each_column(self, edit: Edit, site: Site) -> bool:
+        """Whether a value is an array, or another run's values, with an entry for each column of the prompt."""
         if isinstance(edit.value, Ref):
             return True
         if not isinstance(edit.value, np.ndarray) or edit.value.ndim < 2:
             return False
+        if site.name in ("scores", "pattern") and edit.value.ndim == 4:
+            return True
         return edit.value.ndim == len(self._unit_shape(site)) + 2 and edit.value.shape[1] == self.prompts.width > 1
 
     def operation(self, edit: Edit, site: Site) -> Op:
@@ -220,6 +225,8 @@ class Compiler:
 
     def _unit_shape(self, site: Site) -> tuple[int, ...]:
         shape = self.shape(site)
+        if site.view is not None:
+            shape = (math.prod(shape),)  # heads side by side
         if site.view == "feature":
             x = torch.zeros(1, 1, *shape, dtype=self.dtype, device=self.device)
             shape = (self.dictionaries[site.dictionary or ""].encode(x).shape[-1],)
@@ -229,6 +236,8 @@ class Compiler:
         """A value that fits the site's units, one row each, or rows and positions."""
         tensor, shape = self.tensor(value), self._unit_shape(site)
         n, width = self.prompts.batch, self.prompts.width
+        if site.name in ("scores", "pattern") and tensor.ndim == 4:
+            return self._attention_placed(edit, site, tensor)
         full = tensor.ndim == len(shape) + 2 and tensor.shape[0] in (1, n) and tensor.shape[1] in (1, width)
         rows = tensor.ndim == len(shape) + 1 and tensor.shape[0] in (1, n)
         core = tensor.shape[2:] if full else tensor.shape[1:] if rows else tensor.shape
@@ -245,6 +254,20 @@ class Compiler:
             return lambda x, frame: _rows(tensor, frame).unsqueeze(1).to(x.device, x.dtype)
         return lambda x, frame: tensor.to(x.device, x.dtype)
 
+    def _attention_placed(self, edit: Edit, site: Site, tensor: Tensor) -> Callable[[Tensor, Frame], Tensor]:
+        """Attention values as they are read, (batch|1 head query key)."""
+        n, width = self.prompts.batch, self.prompts.width
+        shape = (n, *self._unit_shape(site), width, width)
+        if (
+            any(a not in (1, b) for a, b in zip(tensor.shape[:2], shape[:2], strict=True))
+            or tensor.shape[2:] != shape[2:]
+        ):
+            raise EditError(
+                f"{edit}: values for each query and key must have a shape that fits {site}, {_form(shape)} (batch head "
+                f"query key); got {_form(tuple(tensor.shape))}"
+            )
+        return _with_new_keys(tensor.transpose(1, 2), site)
+
     def _from_run(self, edit: Edit, site: Site, ref: Ref) -> Callable[[Tensor, Frame], Tensor]:
         """Another run's activations, moved to the columns that this edit covers."""
         if ref.run not in self.runs:
@@ -257,6 +280,7 @@ class Compiler:
         values = source.whole(origin.base.whole)
         if origin.view is not None:
             dictionary = self._dictionary(edit, origin)
+            values = values.flatten(2)
             features = dictionary.encode(values)
             values = features if origin.view == "feature" else values - dictionary.decode(features)
         if origin.index is not None:
@@ -267,15 +291,7 @@ class Compiler:
         if len(values) not in (1, self.prompts.batch):
             raise EditError(f'{edit}: run "{ref.run}" has {len(values)} rows, the prompts have {self.prompts.batch}')
         values = self._aligned(edit, ref, source.prompts, values)
-
-        def from_run(x: Tensor, frame: Frame) -> Tensor:
-            part = _window(values, frame).to(x.device, x.dtype)
-            if site.name in ("scores", "pattern") and part.shape[-1] < x.shape[-1]:  # keys generated since
-                lowest = torch.finfo(x.dtype).min if site.name == "scores" else 0.0
-                part = torch.nn.functional.pad(part, (0, x.shape[-1] - part.shape[-1]), value=lowest)
-            return part
-
-        return from_run
+        return _with_new_keys(values, site)
 
     def _aligned(self, edit: Edit, ref: Ref, origin: Prompts, values: Tensor) -> Tensor:
         """Values (rows pos …) with each row's source positions moved to its target columns."""
@@ -317,8 +333,9 @@ class Compiler:
         return out
 
     def _noise(self, edit: Edit, site: Site, noise: Noise) -> Callable[[Tensor, Frame], Tensor]:
-        """Gaussian noise that depends on seed, row and position alone: not on padding, caching or the other rows."""
+        """Gaussian noise that depends on seed, site, row and position alone: not on padding, caching or other rows."""
         shape, width = self._unit_shape(site), self.prompts.width
+        name = crc32(str(site).encode())
         covered = self.prompts.columns(edit.where).tolist()
         first, lengths = self.prompts.start.tolist(), self.prompts.lengths.tolist()
 
@@ -326,7 +343,7 @@ class Compiler:
             if column < width and not covered[row][column]:
                 return None
             position = column - first[row] if column < width else lengths[row] + column - width
-            seed = (noise.seed * 1_000_003 + row) * 1_000_003 + position
+            seed = ((noise.seed * 1_000_003 + name) * 1_000_003 + row) * 1_000_003 + position
             generator = torch.Generator().manual_seed(seed % (1 << 63))
             return torch.randn(shape, generator=generator, dtype=torch.float64) * noise.sigma
 
@@ -413,15 +430,17 @@ class Compiler:
         inner = self.operation(edit, site)
 
         def through(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
+            heads, x = x, x.flatten(2)
             features = dictionary.encode(x)
             seen = features if site.view == "feature" else x - dictionary.decode(features)
+            w = w if w is None else w.view(*w.shape[:2], 1)
             if index is None:
                 new = inner(seen, w, frame)
             else:
                 new = seen.clone()
                 new[:, :, index] = inner(seen[:, :, index], w, frame)
             changed = dictionary.decode(new) - dictionary.decode(seen) if site.view == "feature" else new - seen
-            return torch.where((new != seen).any(-1, keepdim=True), x + changed, x)
+            return torch.where((new != seen).any(-1, keepdim=True), x + changed, x).view_as(heads)
 
         return through
 
@@ -450,6 +469,19 @@ def evaluate(condition: Condition, x: Tensor, frame: Frame) -> None:
     direction = torch.as_tensor(np.array(condition.direction), dtype=x.dtype, device=x.device)
     cosine = torch.nn.functional.cosine_similarity(state, direction[None], dim=-1)
     frame.held[condition] = cosine > condition.threshold if condition.above else cosine < condition.threshold
+
+
+def _with_new_keys(values: Tensor, site: Site) -> Callable[[Tensor, Frame], Tensor]:
+    """Values (rows|1 pos unit …) of the frame; attention values leave out the keys that were generated since."""
+
+    def placed(x: Tensor, frame: Frame) -> Tensor:
+        part = _window(values, frame).to(x.device, x.dtype)
+        if site.name in ("scores", "pattern") and part.shape[-1] < x.shape[-1]:
+            lowest = torch.finfo(x.dtype).min if site.name == "scores" else 0.0
+            part = torch.nn.functional.pad(part, (0, x.shape[-1] - part.shape[-1]), value=lowest)
+        return part
+
+    return placed
 
 
 def _set(value: Callable[[Tensor, Frame], Tensor]) -> Op:

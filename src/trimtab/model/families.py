@@ -67,6 +67,8 @@ class Family:
     """(block) norms applied to the whole stream after attention and after the MLP (post-norm of the first
     transformers)."""
     rotary: bool = True
+    position_table: bool = False
+    """Positions are looked up in a table of `max_position_embeddings` entries."""
     core: Literal["interface", "sdpa", "method", "softmax"] = "interface"
     """How attention scores are reached: transformers' attention interface, the call of scaled_dot_product_attention,
     the method `_attn`, the call of softmax."""
@@ -149,6 +151,7 @@ GPT2 = Family(
     up="mlp.c_fc",
     down="mlp.c_proj",
     rotary=False,
+    position_table=True,
 )
 GPTJ = Family(
     "gptj",
@@ -165,6 +168,7 @@ GPTJ = Family(
     up="mlp.fc_in",
     down="mlp.fc_out",
     parallel=True,
+    position_table=True,
     core="method",
     cache="layer_past",
 )
@@ -249,6 +253,7 @@ OPT = Family(
     up="fc1",
     down="fc2",
     rotary=False,
+    position_table=True,
     project_out="model.decoder.project_out",
     when=lambda config: config.do_layer_norm_before and not config._remove_final_layer_norm,
 )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -23,13 +24,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from trimtab.errors import PromptError, nearest
-from trimtab.model.edits import Source
+from trimtab.errors import EditError, PromptError, nearest
+from trimtab.model.edits import Compiler, Source
 from trimtab.model.frame import Frame
 from trimtab.model.prompts import Prompts, SpanLike
 from trimtab.model.protocols import Dictionary
 from trimtab.model.steps import edit_steps, spelled_out
 from trimtab.model.weights import patched
+from trimtab.values.edit import Edit, Intervention
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM, Edits, Text
@@ -75,8 +77,9 @@ class Options(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     repetition_penalty: float | None
-    seed: int
-    """For sampling (0); every row draws from a generator of its own with this seed."""
+    seed: int | Sequence[int]
+    """For sampling (0). Every row draws from a generator of its own; one seed for all gives the same prompt the same
+    text in every row, a list of seeds, one for each row, different ones."""
     stop: str | Sequence[str]
     """Texts that end a row where they appear."""
     cache: bool
@@ -124,7 +127,9 @@ class _Steps:
                 )
         self.lm, self.options = lm, options
         about = {name: value for name, value in options.items() if name in ("chat", "system", "spans", "bos")}
-        self.prompts = lm.prompts(source, **about).pad("left")
+        self.given = lm.prompts(source, **about)
+        self.prompts = self.given.pad("left")
+        self.blocks = tuple(lm.active)
         self.most = options.get("max_new_tokens", 32)
         self.temperature = options.get("temperature", 0.0)
         if self.most < 1 or self.temperature < 0:
@@ -144,12 +149,16 @@ class _Steps:
         rows = [_Row(lm, self.stops, _ends(lm)) for _ in range(prompts.batch)]
         ids, mask, start = prompts.ids, prompts.mask, 0
         store = DynamicCache(config=lm.hf.config) if options.get("cache", True) else None
-        intervention = spelled_out(edit, lm.anatomy)
+        intervention = self._padded(spelled_out(edit, lm.anatomy))
         compiled = lm.compile(intervention.edits, prompts, options.get("runs"), options.get("dictionaries"))
         steps = edit_steps(compiled, lm.anatomy)
         frame = Frame.whole(prompts)
         for left in range(self.most - 1, -1, -1):
             frame = Frame(prompts, prompts.batch, start, ids.shape[1] - start, ids=ids, held=frame.held)
+            if tuple(lm.active) != self.blocks:
+                raise EditError(
+                    "the stream was begun with other lm.edited blocks around it: read it where it was begun"
+                )
             # between steps, while the caller has the piece, the model is as it was
             with torch.no_grad(), patched(lm.hf, intervention.patches), lm.on(steps, frame):
                 logits = _forward(lm, ids[:, start:], mask, start, store)
@@ -161,6 +170,24 @@ class _Steps:
             start = 0 if store is None else ids.shape[1]
             ids = torch.cat([ids, new[:, None].to(ids.device)], dim=1)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+
+    def _padded(self, intervention: Intervention) -> Intervention:
+        """Arrays with an entry for each column, moved as the prompts were to be padded on the left."""
+        if self.given is self.prompts:
+            return intervention
+        compiler = self.lm.compiler(self.given, self.options.get("runs"), self.options.get("dictionaries"))
+        return intervention.with_(edits=tuple(self._moved(edit, compiler) for edit in intervention.edits))
+
+    def _moved(self, edit: Edit, compiler: Compiler) -> Edit:
+        site = self.lm.anatomy.resolve(edit.site)
+        if not isinstance(edit.value, np.ndarray) or not compiler.for_each_column(edit, site):
+            return edit
+        if site.name in ("scores", "pattern") and edit.value.ndim == 4:
+            raise EditError(f"{edit}: give values for each query and key with prompts that are padded on the left")
+        n, width = self.given.batch, self.given.width
+        value = np.broadcast_to(edit.value, (n, *edit.value.shape[1:]))
+        columns = (np.arange(width) + self.given.lengths.cpu().numpy()[:, None]) % width
+        return edit.with_(value=value[np.arange(n)[:, None], columns])
 
 
 def _check_ranges(options: Options) -> None:
@@ -200,7 +227,11 @@ class _Sampler:
                 self.processors.append(TopKLogitsWarper(top_k))
             if top_p is not None and top_p < 1:
                 self.processors.append(TopPLogitsWarper(top_p))
-        self.generators = [torch.Generator().manual_seed(options.get("seed", 0)) for _ in range(batch)]
+        seed = options.get("seed", 0)
+        seeds = [seed] * batch if isinstance(seed, int) else list(seed)
+        if len(seeds) != batch:
+            raise PromptError(f"{len(seeds)} seeds for {batch} rows: give one number, or one for each row")
+        self.generators = [torch.Generator().manual_seed(number) for number in seeds]
 
     def __call__(self, ids: Tensor, mask: Tensor, logits: Tensor) -> Tensor:
         if self.processors:

@@ -60,10 +60,14 @@ def gradients(
     prompts = lm.prompts(prompts)
     wanted = lm.sites(sites)
     for site in wanted:
-        if site != site.whole or site.view is not None or site.name in ("router", "expert", "expert.neuron"):
+        if site.view is not None:
             raise SiteError(
-                f"{site}: gradients are taken at whole sites; ask for {site.base.whole} and index the result"
+                f"{site}: features are no tensor of the model's own; take the gradient at {site.base} times the decoder"
             )
+        if site.name in ("router", "expert", "expert.neuron"):
+            raise SiteError(f"{site}: experts run as one fused operation, with no gradient at single ones; use mlp_out")
+        if site != site.whole:
+            raise SiteError(f"{site}: gradients are taken at whole sites; ask for {site.whole} and index the result")
     held: dict[Site, tuple[Tensor, Tap]] = {}
     steps = [Step(site, look=_holder(site, held)) for site in wanted]
     hooked = lm.hooked(prompts, edit, runs, dictionaries, steps)

@@ -2,22 +2,23 @@
 
 The model is wrapped and never rewritten: `lm.hf` is the model itself, and outside a call or a `with` block nothing of
 this package is on it. Dictionaries, runs and interventions are passed to a call; an `LM` does not change under your
-hands. An `LM` is used from one thread at a time, as the model under it is.
+hands. Threads may share an `LM`: whatever puts hooks on the model waits for what is on it to come off.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.errors import PromptError
 from trimtab.model.anatomy import Anatomy
 from trimtab.model.counterfactual import counterfactuals, plan
 from trimtab.model.edited import Direct, Edited
@@ -27,7 +28,7 @@ from trimtab.model.generate import generate, stream
 from trimtab.model.gradient import gradients
 from trimtab.model.hooks import Hooks, Step
 from trimtab.model.identities import check_anatomy
-from trimtab.model.prompts import Prompts
+from trimtab.model.prompts import Prompts, single_token
 from trimtab.model.protocols import Dictionary
 from trimtab.model.run import Run, Stop, reader
 from trimtab.model.steps import Edits, edit_steps, spelled_out
@@ -60,6 +61,9 @@ class LM:
         """The blocks of `edited` around, from the outermost in."""
         self.direct: Direct | None = None
         self.frame: Frame | None = None
+        self.lock = threading.RLock()
+        """Held while hooks are on the model: they and the frame belong to one thread at a time."""
+        self._hash: tuple[tuple[tuple[object, ...], ...], str] | None = None
         parameters = inspect.signature(hf.forward).parameters
         self.takes_positions = "position_ids" in parameters
         self.takes_kept = "logits_to_keep" in parameters
@@ -69,12 +73,12 @@ class LM:
     def __repr__(self) -> str:
         return f"LM({self.name}: {self.anatomy!r}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
 
-    @cached_property
+    @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the token embedding."""
         return next(self.anatomy.embedding.parameters()).device
 
-    @cached_property
+    @property
     def dtype(self) -> torch.dtype:
         """The type of activations: that of the embedding's weight."""
         return next(self.anatomy.embedding.parameters()).dtype
@@ -90,8 +94,17 @@ class LM:
     def prompts(self, source: Text, **options: Any) -> Prompts:
         """Token ids with mask, positions, spans and policies: `Prompts.of` with this model's tokenizer and device."""
         if isinstance(source, Prompts) and not options:
-            return source.to(self.device) if source.ids.device != self.device else source
-        return Prompts.of(source, self.tokenizer, device=self.device, **options)
+            prompts = source.to(self.device) if source.ids.device != self.device else source
+        else:
+            prompts = Prompts.of(source, self.tokenizer, device=self.device, **options)
+        limit = self.hf.config.max_position_embeddings if self.anatomy.family.position_table else prompts.width
+        if prompts.width > limit:
+            raise PromptError(f"the longest prompt has {prompts.width} tokens, and {self.name} has {limit} positions")
+        return prompts
+
+    def token(self, text: str) -> int:
+        """The id of a text that is one token, such as `" Mary"`; `PromptError`, showing its tokens, for another."""
+        return single_token(self.tokenizer, text)
 
     def sites(self, patterns: Reads) -> list[Site]:
         """The sites of this model that selections such as `"L10-20.head"` or `"L*.mlp_out"` name."""
@@ -123,18 +136,13 @@ class LM:
         `read`: sites or selections to keep. `edit`: what to change on the way. With `logits=False` the pass ends after
         the last tensor that is read. `runs`: named runs that edits take values from. Without edits the logits are
         bitwise those of `lm.hf` called with the same ids, mask and position ids.
-
-        >>> import trimtab
-        ...
-        ... lm = trimtab.load("tiny")  # doctest: +SKIP
-        >>> lm.run("The capital of France is", read="L*.resid_post").logits.shape  # doctest: +SKIP
-        torch.Size([1, 5, 49152])
         """
         prompts, edit = self.prompts(prompts), spelled_out(edit, self.anatomy)
         dictionaries = dictionaries or {}
         found: dict[Site, Tensor] = {}
         sites = self.sites(read)
         wanted = [s for s in sites if s.name != "logits" or s.view]
+        logits = logits or len(wanted) < len(sites)
         todo = set(wanted)
         steps = [reader(site, self.anatomy, prompts, dictionaries, found, todo) for site in wanted]
         if not logits:
@@ -145,7 +153,7 @@ class LM:
             except Stop:
                 out = None
         edited = bool(edit) or bool(self.active)
-        return Run(prompts, out if logits else None, {s: found[s] for s in wanted}, edited)
+        return Run(prompts, out if logits else None, {s: found[s] for s in wanted}, edited, self)
 
     def call(self, prompts: Prompts, **options: Any) -> Any:
         """The Hugging Face model on these prompts, with explicit mask and position ids and no cache."""
@@ -170,9 +178,9 @@ class LM:
 
     @contextmanager
     def on(self, steps: Sequence[Step], frame: Frame) -> Iterator[Frame]:
-        """For the length of the block: steps on the model, after those of `edited` blocks around, and the frame."""
+        """For the length of the block: steps on the model, after those of blocks around, and the frame."""
         every = [*(step for block in self.active for step in block.steps), *steps]
-        with ExitStack() as stack:
+        with self.lock, ExitStack() as stack:
             stack.enter_context(self.framed(frame))
             if every:
                 stack.enter_context(Hooks(self.anatomy, every, self.current_frame))
@@ -228,11 +236,13 @@ class LM:
     ) -> Iterator[LM]:
         """For the length of the block, `lm.run`, `lm.generate` and `lm.hf` itself have an intervention on.
 
+        A part of the model called by hand (`lm.hf.model(ids)`) is as it was: nothing tells which tokens it is for.
+
         On leaving, also by exception, hooks are gone and patched weights are bitwise what they were.
         """
         intervention = spelled_out(edit, self.anatomy)
         block = Edited(self, intervention, runs, dictionaries)
-        with patched(self.hf, intervention.patches) as block.originals:
+        with self.lock, patched(self.hf, intervention.patches) as block.originals:
             self.active.append(block)
             try:
                 with self._direct():
@@ -299,17 +309,20 @@ class LM:
         z = final @ weight[tokens].transpose(-1, -2)
         return z if bias is None else z + bias[tokens][:, None]
 
-    @cached_property
+    @property
     def hash(self) -> str:
-        """SHA-256 of the weights, names included, in order, without patches; computed once, when first asked for."""
-        digest = hashlib.sha256()
+        """SHA-256 of the weights, names included, in order, without patches; worked out again when weights change."""
         weights = self.hf.state_dict()
         for block in reversed(self.active):
             weights |= block.originals
-        for name, weight in sorted(weights.items()):
-            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        now = tuple((name, w.data_ptr(), w._version, w.dtype) for name, w in sorted(weights.items()))  # noqa: SLF001
+        if self._hash is None or self._hash[0] != now:
+            digest = hashlib.sha256()
+            for name, weight in sorted(weights.items()):
+                digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+                digest.update(weight.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+            self._hash = now, digest.hexdigest()
+        return self._hash[1]
 
 
 def _stopper(readers: Sequence[Step], todo: set[Site]) -> Step:

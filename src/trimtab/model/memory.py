@@ -47,4 +47,4 @@ def free_memory() -> float:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     said = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in said)
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)

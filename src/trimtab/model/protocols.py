@@ -94,7 +94,7 @@ def logit_diff(
 
     `answers`, `distractors`: token ids (rows). Unit: logits.
     """
-    tokens = torch.stack([torch.as_tensor(answers), torch.as_tensor(distractors)], dim=-1)
+    tokens = torch.stack(_ids(answers, distractors), dim=-1)
     return Readout(
         lambda z, rows: (z[..., 0] - z[..., 1]).squeeze(-1), Scope.parse(where), tokens, "logit_diff", "logit"
     )
@@ -102,7 +102,7 @@ def logit_diff(
 
 def log_prob(answers: Sequence[int] | Tensor, where: str | Scope = "last") -> Readout:
     """log p(answer) at one position, for each row. `answers`: token ids (rows). Unit: nats."""
-    ids = torch.as_tensor(answers)
+    (ids,) = _ids(answers)
 
     def function(logits: Tensor, rows: Tensor) -> Tensor:
         logp = torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)
@@ -110,6 +110,26 @@ def log_prob(answers: Sequence[int] | Tensor, where: str | Scope = "last") -> Re
         return logp.squeeze(1).gather(-1, at[:, None]).squeeze(-1)
 
     return Readout(function, Scope.parse(where), None, "log_prob", "nat", len(ids))
+
+
+def _ids(*rows: Sequence[int] | Tensor) -> list[Tensor]:
+    """One token id for each row, several times over."""
+    found = []
+    for ids in rows:
+        if isinstance(ids, str) or any(isinstance(token, str) for token in ids):
+            raise PromptError(
+                f"tokens are given by id, one for each row, got {ids!r}; lm.token(text) gives a word's id"
+            )
+        tensor = torch.as_tensor(ids)
+        if tensor.ndim != 1 or tensor.is_floating_point() or bool((tensor < 0).any()):
+            raise PromptError(
+                f"one token id, 0 or more, is needed for each row, got {ids!r}; a word of several tokens has no single "
+                "logit: take its first token on purpose, or choose another word (lm.token tells)"
+            )
+        found.append(tensor)
+    if len({len(ids) for ids in found}) > 1:
+        raise PromptError(f"answers and distractors must be as many, got {[len(ids) for ids in found]}")
+    return found
 
 
 def all_logits(where: str | Scope = "last") -> Readout:

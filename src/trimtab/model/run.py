@@ -40,6 +40,8 @@ class Run:
     """By whole site, (batch pos unit …), or by site with positions, (batch, positions, unit …)."""
     edited: bool = False
     """Whether edits were on: only unedited runs of equal prompts have equal activations."""
+    origin: object = field(default=None, repr=False)
+    """The model that was run; None for a run made by hand."""
 
     def __getitem__(self, site: str | Site) -> Tensor:
         site = Site.parse(site)
@@ -49,6 +51,8 @@ class Run:
             return _shown(site, _pick(self.activations[site.with_(index=None)], site), site.at is not None)
         elif site in self.activations:
             return _shown(site, self.activations[site], site.at is not None)
+        elif site.with_(at=None) in self.activations:
+            return _shown(site, _at(self.activations[site.with_(at=None)], self.prompts, site), True)
         elif site.whole in self.activations:
             values = self.activations[site.whole]
         else:
@@ -65,7 +69,8 @@ class Run:
         site = Site.parse(site)
         if site.name == "logits" and site.view is None and self.logits is not None:
             return True
-        return any(s in self.activations for s in (site, site.with_(index=None), site.whole))
+        forms = (site, site.with_(index=None), site.with_(at=None), site.whole)
+        return any(form in self.activations for form in forms)
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.activations)
@@ -86,7 +91,9 @@ class Run:
 
     def tokens(self, site: str | Site) -> Tensor:
         """(token unit …): every real token of every row, pads left out."""
-        site = Site.parse(site).with_(at=None)
+        site = Site.parse(site)
+        if site.at is not None:
+            raise SiteError(f"{site}: tokens are those of all positions; run[site] gives those of one")
         return self.whole(site)[self.prompts.mask.bool()]
 
 
@@ -108,6 +115,7 @@ def reader(
         x = tap.layout.read(raw, frame.batch, raw.shape[2] if site.name == "rot_k" else frame.length)
         if site.view is not None:
             dictionary = dictionaries[site.dictionary or ""]
+            x = x.flatten(2)  # the heads side by side
             features = dictionary.encode(x)
             x = features if site.view == "feature" else x - dictionary.decode(features)
         if site.index is not None:
@@ -141,7 +149,12 @@ def _columns(prompts: Prompts, site: Site) -> Tensor:
 
 
 def _pick(values: Tensor, site: Site) -> Tensor:
-    return values if site.index is None else values[:, :, torch.as_tensor(site.index, device=values.device)]
+    if site.index is None:
+        return values
+    if max(site.index) >= values.shape[2]:
+        last = values.shape[2] - 1
+        raise SiteError(f"{site}: {site.unit} {max(site.index)} is out of range; there are {site.unit}s 0 to {last}")
+    return values[:, :, torch.as_tensor(site.index, device=values.device)]
 
 
 def _at(values: Tensor, prompts: Prompts, site: Site) -> Tensor:

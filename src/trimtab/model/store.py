@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trimtab.errors import FileError, SiteError, nearest
+from trimtab.model.edits import Source
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
 from trimtab.model.steps import spelled_out
@@ -63,7 +64,7 @@ class StoredRun:
             meta = json.loads(path.read_text())
             version = meta.get("version")
             sites = {name: tuple(int(n) for n in shape) for name, shape in meta["sites"].items()}
-            complete = {"dtype", "tokens", "rows", "model_hash"} <= set(meta) and meta["dtype"] in TYPES
+            complete = meta["dtype"] in TYPES and all(type(meta[key]) is int for key in ("tokens", "rows"))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise FileError(f"{path} is damaged ({error}): harvest again") from error
         if version != VERSION:
@@ -150,6 +151,7 @@ def harvest(
     dtype: str = "float16",
     batch_size: int = 8,
     edit: Edits = None,
+    runs: Mapping[str, Source] | None = None,
     dictionaries: Mapping[str, Dictionary] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> StoredRun:
@@ -173,16 +175,22 @@ def harvest(
     lengths = prompts.lengths.cpu()
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
     meta = _meta(lm, prompts, wanted, dtype, int(offsets[-1]), edit)
+    outside = bool(runs or dictionaries) or any(block.runs or block.dictionaries for block in lm.active)
     if (out / "run.json").is_file():
         done = StoredRun.open(out)
-        if done.meta == meta:
+        if done.meta == meta and not outside:
             return done
+        if outside:
+            raise FileError(
+                f"{out} holds a harvest, and this one uses runs or dictionaries, which cannot be told from the "
+                "other ones; choose another folder or remove it"
+            )
         raise FileError(f"{out} holds a harvest of other data, sites or model; choose another folder or remove it")
-    writer = _Writer(out, meta, prompts, offsets)
+    writer = _Writer(out, meta, prompts, offsets, outside)
     for start in range(writer.rows_done, prompts.batch, batch_size):
         stop = min(start + batch_size, prompts.batch)
         part = prompts.rows(slice(start, stop), trim=True)
-        run = lm.run(part, wanted, edit, logits=False, dictionaries=dictionaries)
+        run = lm.run(part, wanted, edit, logits=False, runs=runs, dictionaries=dictionaries)
         for site in wanted:
             writer.write(site, int(offsets[start]), run.whole(site)[part.mask.bool()])
         writer.advance(stop)
@@ -194,12 +202,11 @@ def harvest(
 class _Writer:
     """Preallocated safetensors files, filled at offsets; progress is recorded after each batch is on disk."""
 
-    def __init__(self, folder: Path, meta: dict[str, Any], prompts: Prompts, offsets: Tensor) -> None:
+    def __init__(self, folder: Path, meta: dict[str, Any], prompts: Prompts, offsets: Tensor, fresh: bool) -> None:
         self.folder, self.meta = folder, meta
         folder.mkdir(parents=True, exist_ok=True)
         self.dtype = TYPES[meta["dtype"]][1]
-        state = self._progress()
-        self.rows_done = state["rows"] if state.get("meta") == meta else 0
+        self.rows_done = 0 if fresh else self._rows_on_disk()
         if self.rows_done == 0:
             from safetensors.torch import save_file
 
@@ -213,11 +220,17 @@ class _Writer:
                     file.truncate(_header(meta["dtype"], (meta["tokens"], *shape))[1])
             self.advance(0)
 
-    def _progress(self) -> dict[str, Any]:
+    def _rows_on_disk(self) -> int:
+        """Rows of this very harvest that an interrupted attempt has left whole, or 0."""
         try:
-            return json.loads((self.folder / "progress.json").read_text())
-        except (OSError, ValueError):
-            return {}
+            state = json.loads((self.folder / "progress.json").read_text())
+            same = state["meta"] == self.meta
+            rows = int(state["rows"])
+            sizes = [(self.folder / _file(name)).stat().st_size for name in self.meta["sites"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+        wanted = [_header(self.meta["dtype"], (self.meta["tokens"], *s))[1] for s in self.meta["sites"].values()]
+        return rows if same and sizes == wanted and (self.folder / "tokens.safetensors").is_file() else 0
 
     def write(self, site: Site, token: int, values: Tensor) -> None:
         cast = values.to(self.dtype).contiguous().cpu()

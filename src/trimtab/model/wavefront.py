@@ -24,7 +24,8 @@ from trimtab.model.halves import ENTRIES, finish, needs
 from trimtab.model.hooks import Hooks, Step
 from trimtab.model.memory import budget, out_of_memory, row_bytes
 from trimtab.model.plan import Cell, Plan, merge_columns
-from trimtab.model.work import Work, cells_of, plan_of
+from trimtab.model.work import Work, cells_of, may_differ, plan_of
+from trimtab.values.edit import Edit
 from trimtab.values.site import Site
 
 if TYPE_CHECKING:
@@ -52,14 +53,15 @@ class Wavefront:
         compiler = lm.compiler(work.prompts, {"base": base} | work.runs, work.dictionaries)
         work.compiled = [compiler(edit) for edit in work.unique]
         frame = Frame.whole(work.prompts)
-        self.cells, naive = cells_of(lm.anatomy, work, [self._moved(c, frame) for c in work.compiled])
+        moved = [self._moved(edit, c, frame) for edit, c in zip(work.unique, work.compiled, strict=True)]
+        self.cells, naive = cells_of(lm.anatomy, work, moved)
         self.plan: Plan = plan_of(lm, work, self.cells, naive, memory, ())
 
-    def _moved(self, compiled: Compiled | None, frame: Frame) -> Tensor | None:
-        """(row column) where an edit changes the base run at all."""
+    def _moved(self, edit: Edit, compiled: Compiled | None, frame: Frame) -> Tensor | None:
+        """(row column) where an edit changes the base run, beyond what rounding does to equal activations."""
         if compiled is None or compiled.weight.condition is not None or compiled.site.name in ("final", "logits"):
             return None
-        return compiled.moved(self.base.whole(compiled.site.whole), frame).cpu()
+        return compiled.moved(self.base.whole(compiled.site.whole), frame).cpu() & may_differ(self.lm, edit, self.work)
 
     def run(self) -> tuple[Tensor, Tensor, Tensor]:
         """Values (variant row …), the base run's (row …), and which cells were computed (variant row)."""
@@ -103,7 +105,7 @@ class Wavefront:
             part = cells[at : at + size]
             try:
                 out = self._pass(start, part)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(part) == 1:
                     raise
                 size = (len(part) + 1) // 2
@@ -131,7 +133,8 @@ class Wavefront:
 
         hidden = torch.empty(0)
         stop = 0  # rows so far
-        with Hooks(a, [Step(site, change=sweep.change) for site, sweep in sweeps.items()], lambda: frame):
+        steps = [Step(site, change=sweep.change) for site, sweep in sweeps.items()]
+        with lm.lock, Hooks(a, steps, lambda: frame):
             for layer in range(cells[0].layer, a.n_layers):
                 outputs: list[Tensor] = []
                 entries = joining.get(layer, [])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trimtab.errors import EditError
+from trimtab.errors import EditError, PromptError
 from trimtab.model.anatomy import Anatomy
 from trimtab.model.edits import Compiled, Source
 from trimtab.model.halves import entry_of, needs
@@ -77,6 +77,8 @@ def prepare(
 ) -> Work:
     """Variants as lists of numbered edits; the same edit object in several variants is one edit."""
     prompts = lm.prompts(prompts)
+    if runs and "base" in runs:
+        raise EditError('"base" is the engine\'s own run: give yours another name')
     if isinstance(variants, str | Edit | Intervention):
         raise EditError(f"variants are a list, with one edit or several for each; put [ ] around {variants!s}")
     numbers: dict[int, int] = {}
@@ -91,6 +93,9 @@ def prepare(
                 unique.append(edit)
         listed.append(edits)
         members.append(tuple(numbers[id(edit)] for edit in edits))
+    tokens, last = readout.tokens, lm.anatomy.vocab - 1
+    if tokens is not None and int(tokens.max()) > last:
+        raise PromptError(f"{readout.name} reads token {int(tokens.max())}; this model has tokens 0 to {last}")
     if not listed:
         raise EditError("no variants were given: give at least one edit, or a list of edits for each variant")
     return Work(
@@ -122,7 +127,7 @@ def kept_sites(a: Anatomy, work: Work) -> set[Site]:
     return kept
 
 
-def may_differ(edit: Edit, work: Work) -> Tensor:
+def may_differ(lm: LM, edit: Edit, work: Work) -> Tensor:
     """(row column) where an edit can change anything, as far as is known without running.
 
     A patch from an unedited run of aligned prompts changes nothing before the first token that differs.
@@ -134,7 +139,12 @@ def may_differ(edit: Edit, work: Work) -> Tensor:
     if ref.run == "base":
         return ~everywhere
     source = work.runs.get(ref.run)
-    if not isinstance(source, Run) or source.edited or source.prompts.ids.shape != work.prompts.ids.shape:
+    if not isinstance(source, Run) or source.edited or source.origin is not lm or lm.active:
+        return everywhere
+    mine, theirs = work.prompts, source.prompts
+    if mine.ids.shape != theirs.ids.shape or not torch.equal(mine.mask.cpu(), theirs.mask.cpu()):
+        return everywhere
+    if mine.positions(edit.where) != theirs.positions(edit.where):
         return everywhere
     return (source.prompts.ids != work.prompts.ids).cpu().int().cumsum(1) > 0
 

@@ -32,7 +32,8 @@ class Content:
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
-        _CLASSES[cls.__name__] = cls
+        if cls.__module__.startswith("trimtab.values."):
+            _CLASSES[cls.__name__] = cls
 
     @property
     def digest(self) -> str:
