@@ -186,7 +186,9 @@ def test_logits_of_the_last_positions_only():
     """A model that is asked for its last logits only is edited at the columns that these are."""
     lm = lm_of("llama")
     prompts = lm.prompts(RAGGED)
-    for edit in ("logits@-1 add 3", "logits@-2 add 3", "logits@0 add 3", "logits add 3"):
+    edits = ["logits@-1 add 3", "logits@-2 add 3", "logits@0 add 3", "logits add 3", "logits[4,9]@-1 set 2"]
+    edits += ["final@-1 scale 0.5", "final@-2 add 1", "final[3,7]@-1 set 2", "final[3]@0 set 2", "final scale -1"]
+    for edit in edits:
         whole = lm.run(prompts, edit=edit).logits
         with lm.edited(edit), torch.no_grad():
             for kept in (1, 3):

@@ -109,7 +109,11 @@ class Hooks:
     def _before(self, steps: Sequence[tuple[Tap, Step]]) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             tensor = args[0] if args else kwargs["hidden_states"]
-            new = self._run(steps, tensor, self.frame())
+            frame = self.frame()
+            if frame is not None and module is self.anatomy.unembed and tensor.shape[1] != frame.length:
+                kept = tensor.shape[1]  # the model was asked for the last positions only
+                frame = replace(frame, start=frame.stop - kept, length=kept)
+            new = self._run(steps, tensor, frame)
             if new is tensor:
                 return None
             return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
