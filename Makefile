@@ -13,9 +13,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 
-study: $(READY)  ## the logit lens of a prompt on the bundled model, and the page out/lens.html
-	@mkdir -p out
-	$(BIN)/trimtab lens "The capital of France is" --html out/lens.html
+study: $(READY)  ## the main job: where honesty is in the bundled model, steered, measured, with a report
+	$(BIN)/trimtab run honesty
 
 # One thread a worker: workers with a pool of threads each would fight over the cores.
 test: $(READY)  ## every test but the slow ones

@@ -13,12 +13,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trimtab import locate, report
+    from trimtab import evaluate, locate, report, steer, tasks
     from trimtab.model.lm import LM
     from trimtab.model.load import load
     from trimtab.model.prompts import Prompts
     from trimtab.model.protocols import Readout, log_prob, logit_diff
     from trimtab.model.run import Run
+    from trimtab.studies.study import Study, study
+    from trimtab.tasks.task import Task
     from trimtab.values.edit import Edit, Intervention, Ref
     from trimtab.values.lens import Lens
     from trimtab.values.outcome import Outcome
@@ -47,12 +49,18 @@ __all__ = [
     "Selection",
     "Site",
     "Span",
+    "Study",
+    "Task",
     "__version__",
+    "evaluate",
     "load",
     "locate",
     "log_prob",
     "logit_diff",
     "report",
+    "steer",
+    "study",
+    "tasks",
 ]
 
 _HOME = {
@@ -72,13 +80,16 @@ _HOME = {
     "Selection": "values.site",
     "Site": "values.site",
     "Span": "values.span",
+    "Study": "studies.study",
+    "Task": "tasks.task",
     "load": "model.load",
     "log_prob": "model.protocols",
     "logit_diff": "model.protocols",
+    "study": "studies.study",
 }
 
 
-_STAGES = ("locate", "report")
+_STAGES = ("evaluate", "locate", "report", "steer", "tasks")
 
 
 def __getattr__(name: str) -> object:

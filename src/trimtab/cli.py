@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from trimtab.commands import doctor, explain, generate, inspect, lens, models
+from trimtab.commands import doctor, explain, generate, inspect, lens, models, run, runs, task
 from trimtab.commands.options import AS_JSON, defaults_from_file
 from trimtab.errors import MissingExtra, TrimtabError
 
@@ -66,15 +66,20 @@ def main(
     """Find the small part of a language model that carries a behaviour, change only that, show what it cost."""
     found = defaults_from_file()
     without = {key: value for key, value in found.items() if key != "model"}  # explain needs no model unless told
-    context.default_map = {**dict.fromkeys(("inspect", "doctor", "lens", "generate"), found), "explain": without}
+    context.default_map = {**dict.fromkeys(("inspect", "doctor", "lens", "generate", "run"), found), "explain": without}
 
 
+app.command("run")(run.run)
+app.command("report")(run.report)
+runs.app.command("reproduce")(run.reproduce)
 app.command("lens")(lens.lens)
 app.command("generate")(generate.generate)
 app.command("explain")(explain.explain)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
+app.add_typer(task.app, name="task")
+app.add_typer(runs.app, name="runs")
 
 
 if __name__ == "__main__":

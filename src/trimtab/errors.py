@@ -3,6 +3,8 @@
     TrimtabError
      ├ SiteError        (ValueError)    an unknown site, a layer or unit out of range, a site that this model lacks
      ├ PromptError      (ValueError)    spans, positions, alignment, chat templates, token lengths
+     ├ TaskError        (ValueError)    an example that is broken, a task too small, parts that share a group
+     ├ StudyError       (ValueError)    an unknown setting of a study, a budget too small, a run that is in use
      ├ EditError        (ValueError)    an operation and its value do not fit, a condition that comes after its edit
      ├ ModelError       (RuntimeError)  loading, an unsupported architecture, identities that fail
      │   └ ModelFileError  (OSError)    a model file that is missing, truncated or of another hash
@@ -28,6 +30,14 @@ class SiteError(TrimtabError, ValueError):
 
 class PromptError(TrimtabError, ValueError):
     """Prompts, spans or positions do not fit."""
+
+
+class TaskError(TrimtabError, ValueError):
+    """A task or one of its examples cannot be used as it is."""
+
+
+class StudyError(TrimtabError, ValueError):
+    """A study cannot be run as it was asked for."""
 
 
 class EditError(TrimtabError, ValueError):

@@ -41,6 +41,27 @@ def test_a_seed_repeats_itself(folder):
     assert first == again != other
 
 
+def test_one_likeliest_token_is_the_greedy_one(folder):
+    options = ["--temperature", "20", "--seed", "1", "--top-k"]
+    greedy, one, many = (generated(folder, *more) for more in ([], [*options, "1"], [*options, "0"]))
+    assert one["ids"] == greedy["ids"] != many["ids"]
+    assert (greedy["top_k"], one["top_k"], many["top_k"]) == (None, 1, 0)
+
+
+def test_stops_at_a_text(folder):
+    plain = generated(folder)
+    words_ = plain["text"].split()
+    assert (plain["stop"], words_[1] != words_[0]) == ([], True)
+    found = generated(folder, "--stop", words_[1])
+    assert found["text"] == " ".join(words_[:2])
+    assert found["stop"] == [words_[1]]
+    both = ["--stop", "nowhere", "--stop", words_[0]]
+    assert generated(folder, *both)["text"] == words_[0]
+    assert call("generate", TEXT, "--model", folder, *both).stdout == words_[0] + "\n"
+    beside = generated(folder, "--stop", words_[0], "--edit", "L0.head scale 1", "--compare")
+    assert beside["without"]["text"] == words_[0]
+
+
 def test_chat(folder):
     assert "w8" in generated(folder, "--chat", "--system", "w8")["chat"]
 
@@ -63,6 +84,9 @@ def test_the_plan_runs_nothing(folder, monkeypatch):
     [
         (["--compare"], "--compare sets the text without edits beside the one with them: give at least one --edit"),
         (["--top-p", "0.9"], "--top-p is about sampling: give a --temperature above 0 too"),
+        (["--top-k", "5"], "--top-k is about sampling: give a --temperature above 0 too"),
+        (["--temperature", "1", "--top-k", "-1"], "Invalid value for '--top-k'"),
+        (["--stop", ""], "--stop is empty"),
         (["--system", "w8"], "give --chat too"),
         (["--edit", "nonsense"], '"nonsense" is not an edit: an edit looks like "L12.head[7] scale 0"'),
         (["--max-new-tokens", "0"], "Invalid value for '--max-new-tokens'"),

@@ -13,6 +13,7 @@ from transformers.masking_utils import flash_attention_mask
 from tests.model.tinies import (
     CORE,
     IDS,
+    OTHER,
     RAGGED,
     SIDES,
     close,
@@ -21,6 +22,7 @@ from tests.model.tinies import (
     lm_of,
     off,
     plain_logits,
+    real,
     tolerance,
     untouched,
 )
@@ -31,7 +33,7 @@ from trimtab.model.attention import attend, masked
 from trimtab.model.identities import identities
 from trimtab.model.protocols import logit_diff
 from trimtab.model.run import Run
-from trimtab.values.edit import Edit, Ref
+from trimtab.values.edit import Affine, Bounds, Edit, Noise, Probe, Ref, Rotation
 from trimtab.values.site import Site
 
 ALIBI = ("bloom", "falcon-rw")
@@ -52,6 +54,11 @@ def by_hand(prompts, site, values):
     site = Site.parse(site)
     kept = values.transpose(1, 2) if site.name in ("scores", "pattern") else values
     return Run(prompts, None, {site: kept})
+
+
+def by_pattern(pattern, v):
+    """(batch query head d): values (batch key head d) mixed by a pattern (batch head query key)."""
+    return torch.einsum("bhqk,bkhd->bqhd", pattern, v)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -109,8 +116,7 @@ class TestEveryFamily:
         run = lm.run(IDS, ["L*.pattern", "L*.v", "L*.head", "L*.scores"])
         for layer in (0, 1):
             v = run[f"L{layer}.v"].repeat_interleave(a.n_heads // a.n_kv, dim=2)
-            z = torch.einsum("bhqk,bkhd->bqhd", run[f"L{layer}.pattern"], v)
-            close(lm, run[f"L{layer}.head"], z)
+            close(lm, run[f"L{layer}.head"], by_pattern(run[f"L{layer}.pattern"], v))
             close(lm, run[f"L{layer}.pattern"], torch.softmax(run[f"L{layer}.scores"], -1))
 
     @pytest.mark.parametrize("side", SIDES)
@@ -189,6 +195,48 @@ class TestEveryFamily:
                 if "-1" not in edit:
                     assert off(pattern[:, mask], (seen / seen.sum(-1, keepdim=True)).to(pattern)) < near
 
+    @pytest.mark.parametrize("name", ["scores", "pattern"])
+    def test_patches_between_runs_padded_otherwise(self, family, name):
+        """Left, right or not at all, here and there: each row is what it is alone, unpadded."""
+        lm = exact(family, padded=True)
+        mine, theirs = [7, 12, 9, 10, 13], [7, 21, 9, 10, 14]
+        for where in ("all", "-2:"):
+            edit = Edit(f"L0.{name}", "set", Ref("o"), where=where)
+            alone = lm.run([mine], edit=edit, runs={"o": lm.run([theirs], edit.site)}).logits[0]
+            assert off(alone, lm.run([mine]).logits[0]) > 1e-3
+            there = {side: lm.prompts([theirs, IDS[0]], padding=side).rows([0, 0]) for side in SIDES}
+            here = {side: lm.prompts([mine, IDS[1]], padding=side).rows([0, 0]) for side in SIDES}
+            there["no"], here["no"] = lm.prompts([theirs, theirs]), lm.prompts([mine, mine])
+            for source, origin in there.items():
+                runs = {"o": lm.run(origin, edit.site)}
+                for target, prompts in here.items():
+                    logits = lm.run(prompts, edit=edit, runs=runs).logits
+                    for row, mask in zip(logits, prompts.mask.bool(), strict=True):
+                        close(lm, row[mask], alone, (where, source, target))
+
+    def test_pattern_of_what_is_masked_stays_nothing(self, family):
+        """Whatever is made of a pattern, no query looks at padding or at what comes after it; and so it is read."""
+        lm = exact(family, padded=True)
+        own = np.linspace(0.1, 1, 2 * 4 * 7 * 7).reshape(2, 4, 7, 7)
+        for side in SIDES:
+            prompts = lm.prompts(RAGGED, padding=side)
+            base = lm.run(prompts, "L0.pattern")
+            for op, value, expected in (
+                ("add", 0.3, base["L0.pattern"] + 0.3),
+                ("set", 0.2, torch.full_like(base["L0.pattern"], 0.2)),
+                ("clamp", Bounds(0.5), base["L0.pattern"].clamp(min=0.5)),
+                ("set", own, torch.tensor(own).to(base.logits)),
+            ):
+                run = lm.run(prompts, ["L0.pattern", "L0.v", "L0.head"], Edit("L0.pattern", op, value))
+                v = run["L0.v"].repeat_interleave(lm.anatomy.n_heads // lm.anatomy.n_kv, dim=2)
+                close(lm, real(prompts, run["L0.head"]), real(prompts, by_pattern(run["L0.pattern"], v)))
+                for row, mask in enumerate(prompts.mask.bool()):
+                    seen = allowed(family, 0, int(mask.sum()))
+                    pattern = run["L0.pattern"][row][:, mask]
+                    assert not pattern[:, :, ~mask].any(), f"{op}: a query looks at padding"
+                    assert not pattern[:, :, mask][:, ~seen].any(), f"{op}: a query looks at what comes after it"
+                    close(lm, pattern[:, :, mask][:, seen], expected[row][:, mask][:, :, mask][:, seen], op)
+
     def test_pattern_off_is_head_off(self, family):
         lm = exact(family)
         base = lm.run(IDS, "L1.head")["L1.head"]
@@ -237,8 +285,74 @@ class TestValues:
         except EditError as error:
             assert "shape" in str(error)  # noqa: PT017
             return
-        assert not run[:, 0].any()
+        assert not run[:, 0][:, torch.ones(4, 4, dtype=torch.bool).tril()].any()
         close(lm, run[:, 1:], base[:, 1:])
+
+    @pytest.mark.parametrize("name", ["pattern", "scores"])
+    def test_a_tensor_as_it_is_read(self, name):
+        lm = exact("llama")
+        values = lm.run(OTHER, f"L1.{name}")[f"L1.{name}"]
+        expected = lm.run(
+            IDS, ["L1.head"], Edit(f"L1.{name}", "set", Ref("o")), runs={"o": lm.run(OTHER, f"L1.{name}")}
+        )
+        for value in (values, values.numpy()):
+            run = lm.run(IDS, ["L1.head", f"L1.{name}"], Edit(f"L1.{name}", "set", value))
+            assert torch.equal(run[f"L1.{name}"], values)
+            assert torch.equal(run["L1.head"], expected["L1.head"])
+        base = lm.run(IDS, f"L1.{name}")[f"L1.{name}"]
+        one = values[:1, [3, 1]]
+        run = lm.run(IDS, f"L1.{name}", Edit(f"L1.{name}[3,1]@2", "set", one))[f"L1.{name}"]
+        assert torch.equal(run[:, [3, 1], 2], one[:, :, 2].expand(2, 2, 7))
+        untouched_ = torch.ones(4, 7, dtype=torch.bool)
+        untouched_[[3, 1], 2] = False
+        close(lm, run[:, untouched_], base[:, untouched_])
+
+    @pytest.mark.parametrize("shape", [(2, 4, 7, 6), (2, 4, 6, 7), (2, 3, 7, 7), (3, 4, 7, 7), (2, 4, 1, 7)])
+    def test_a_tensor_of_another_shape_is_refused(self, shape, unchecked):
+        with pytest.raises(EditError, match=r"fits L1\.pattern, \(2 4 7 7\) \(batch head query key\); got"):
+            exact("llama").run(IDS, edit=Edit("L1.pattern", "set", np.ones(shape)))
+
+    @pytest.mark.parametrize("name", ["pattern", "scores"])
+    def test_noise_is_of_each_head_query_and_key(self, name):
+        """And of no padding: a row has the noise that it has alone."""
+        lm = exact("llama")
+        edit = Edit(f"L1.{name}", "noise", Noise(0.5, 3))
+        for side in SIDES:
+            prompts = lm.prompts(RAGGED, padding=side)
+            base, run = (lm.run(prompts, edit.site, given)[edit.site] for given in (None, edit))
+            noises = []
+            for row, mask in enumerate(prompts.mask.bool()):
+                n = int(mask.sum())
+                seen = torch.ones(n, n, dtype=torch.bool).tril()
+                noises.append((run - base)[row][:, mask][:, :, mask][:, seen])
+                assert abs(float(noises[-1].std()) - 0.5) < 0.12
+                assert len(noises[-1].unique()) == noises[-1].numel()
+            alone = lm.run(RAGGED[:1], edit.site, edit)[edit.site] - lm.run(RAGGED[:1], edit.site)[edit.site]
+            close(lm, noises[0], alone[0][:, torch.ones(7, 7, dtype=torch.bool).tril()])
+
+    @pytest.mark.parametrize("name", ["pattern", "scores"])
+    @pytest.mark.parametrize(
+        ("op", "value"),
+        [
+            ("affine", Affine(c=np.ones(4))),
+            ("rotate", Rotation(np.eye(4)[0], np.eye(4)[1], 1.0)),
+            ("gradient", Probe(np.ones((2, 4)), np.zeros(2), 0, 1.0)),
+        ],
+    )
+    def test_what_needs_a_vector_is_refused(self, name, op, value):
+        prompts = [ids[:4] for ids in IDS]  # as many keys as heads: laid along the keys it would not be noticed
+        with pytest.raises(EditError, match=f"{op} turns vectors, and L1.{name} holds a number for each key"):
+            exact("llama").run(prompts, edit=Edit(f"L1.{name}", op, value))
+
+    def test_a_run_s_values_of_other_heads_are_refused(self):
+        lm = exact("llama")
+        run = lm.run(OTHER, ["L0.pattern", "L0.resid_post"])
+        for ref, said in (
+            (Ref("o", "L0.pattern[1]"), r"L0\.pattern\[1\] has 1 head, L1\.pattern has 4"),
+            (Ref("o", "L0.resid_post"), r"L0\.resid_post has no keys"),
+        ):
+            with pytest.raises(EditError, match=said):
+                lm.run(IDS, edit=Edit("L1.pattern", "set", ref), runs={"o": run})
 
     def test_another_number_is_refused(self):
         with pytest.raises(EditError, match="must have a shape that fits"):
@@ -254,22 +368,23 @@ class TestAttend:
         mask = torch.rand(2, 1, n, n + past, generator=generator) < 0.6
         mask[..., 0] = True
         for given_mask in (mask, torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -1e30)):
-            out, pattern = attend(q, k, v, given_mask, 0.7, lambda _, x: x)
+            out, pattern = attend(q, k, v, given_mask, 0.7, lambda _, x, seen=None: x)
             full = [x.repeat_interleave(group, dim=1) for x in (k, v)]
             expected = torch.nn.functional.scaled_dot_product_attention(q, *full, attn_mask=mask, scale=0.7)
             assert off(out, expected) < 1e-12
             assert off(pattern.sum(-1), torch.ones(2, 4, n, dtype=q.dtype)) < 1e-12
 
     def test_shows_every_intermediate_in_order(self):
-        seen = []
+        shown = []
 
-        def act(name, x):
-            seen.append(name)
+        def act(name, x, seen=None):
+            shown.append((name, None if seen is None else seen().shape))
             return x
 
         q = torch.randn(1, 2, 3, 4)
         attend(q, q, q, None, 1.0, act)
-        assert seen == ["rot_q", "rot_k", "scores", "pattern"]
+        square = torch.Size((1, 2, 3, 3))
+        assert shown == [("rot_q", None), ("rot_k", None), ("scores", square), ("pattern", square)]
 
 
 class TestMasked:

@@ -18,6 +18,7 @@ from tests.model.tinies import (
     close,
     digest,
     exact,
+    fresh,
     lm_of,
     off,
     plain_logits,
@@ -205,6 +206,32 @@ class TestTheModelItself:
             pytest.raises(EditError, match="needs input_ids: positions cannot"),
         ):
             lm.hf(inputs_embeds=torch.zeros(1, 3, 32, dtype=torch.float64))
+
+    @pytest.mark.parametrize("edit", ["L0.scores[1]@-1: scale 0", "L0.pattern@-2: scale -3", "L0.rot_k@2 scale 3"])
+    @pytest.mark.parametrize("family", ["mistral", "gemma3"])
+    def test_sliding_windows(self, family, edit):
+        """Under its own cache a model sees the keys of the window only."""
+        lm = exact(family, padded=True)
+        prompts = lm.prompts(RAGGED)
+        said = lm.generate(prompts, edit, max_new_tokens=NEW, cache=False).ids
+        with lm.edited(edit):
+            assert answer(lm, prompts.ids, mask=prompts.mask) == said
+
+    @pytest.mark.parametrize(
+        "edit", ["L0.head scale 0.5", "L0.pattern@-2: scale -3", "L0.q scale 2", "L1.rot_k@2 set 0"]
+    )
+    @pytest.mark.parametrize("family", ["llama", "gemma3"])
+    def test_a_cache_of_fixed_size(self, family, edit):
+        """Its keys and masks are made beforehand: what the edit says is done, or it is refused."""
+        lm = fresh(family, check=False)
+        for ids in (IDS, RAGGED):
+            prompts = lm.prompts(ids)
+            said = lm.generate(prompts, edit, max_new_tokens=NEW).ids
+            with lm.edited(edit):
+                try:
+                    assert answer(lm, prompts.ids, mask=prompts.mask, cache_implementation="static") == said
+                except EditError as error:
+                    assert "generate with the default cache" in str(error)  # noqa: PT017
 
     def test_a_cache_from_before_the_block(self):
         lm = exact("llama")

@@ -413,6 +413,21 @@ class TestFrames:
         if n > 1:
             assert not torch.equal(many[0], many[1])
 
+    def test_noise_of_each_site_is_its_own(self):
+        """The same seed at two sites, or at a head and at all of them: as if drawn with two seeds."""
+        sites = ["L0.resid_post", "L1.resid_post", "L0.mlp_out", "L0.attn_out", "embed"]
+        x = torch.zeros(2, 7, D, dtype=torch.float64)
+        drawn = torch.stack([apply(Edit(site, "noise", Noise(1.0, 3)), x) for site in sites])
+        alike = torch.corrcoef(drawn.flatten(1)) - torch.eye(len(sites), dtype=torch.float64)
+        assert float(alike.abs().max()) < 0.2
+        heads = apply(Edit("L0.head", "noise", Noise(1.0, 3)), x.view(2, 7, 4, 8))
+        one = apply(Edit("L0.head[0]", "noise", Noise(1.0, 3)), x.view(2, 7, 4, 8))
+        assert off(heads[:, :, 0], one[:, :, 0]) > 0.1
+        two = ["L0.resid_post noise 1 seed 3", "L1.resid_pre noise 1 seed 3"]  # one tensor, two sites
+        lm = exact("llama")
+        base, run = (lm.run(IDS, "L1.resid_pre", edit)["L1.resid_pre"] for edit in (None, two))
+        assert 1.2 < float((run - base).std()) < 1.6  # the root of two; the same noise twice would be 2
+
     @few
     @given(seed=SEEDS, cut=st.integers(1, 6))
     def test_noise_of_a_position_does_not_depend_on_the_padding(self, seed, cut):

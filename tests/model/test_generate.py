@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from tests.model.tinies import IDS, OTHER, RAGGED, SIDES, exact, lm_of, plain_logits, state, untouched
+from tests.model.tinies import IDS, OTHER, RAGGED, SIDES, close, exact, lm_of, off, plain_logits, state, untouched
 from tests.tiny import FAMILIES, VOCAB, tiny, tokenizer
 from trimtab.errors import EditError, PromptError, SiteError
+from trimtab.model import generate as generate_room
 from trimtab.model.generate import generate, stream
 from trimtab.model.lm import LM
-from trimtab.values.edit import Condition, Edit, Intervention, Noise, Ref
+from trimtab.values.edit import Bounds, Condition, Edit, Intervention, Noise, Ref
 
 NEW = 6
 SCOPES = ["all", "prompt", "generated", "-1", "1", "1:3", "-2:", "-1:", ":2", "end", "tokens{9,10,14,29,56,76}"]
@@ -33,6 +34,20 @@ def theirs(lm, prompts, **options):
 
 def said(lm, prompts, edit=None, **options):
     return lm.generate(prompts, edit, **({"max_new_tokens": NEW} | options)).ids
+
+
+def told(lm, prompts, edit=None, **options):
+    """The new tokens, and the logits (step batch vocab) from which they were picked."""
+    heard, whole = [], generate_room._forward
+
+    def forward(*args):
+        heard.append(whole(*args))
+        return heard[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate_room, "_forward", forward)
+        ids = said(lm, prompts, edit, **options)
+    return ids, torch.stack(heard)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,6 +84,37 @@ class TestEveryFamily:
             edit = Edit(f"L1.{name}", "add" if name == "scores" else "scale", 2.0, where="-2:")
             assert said(lm, prompts, edit) == said(lm, prompts, edit, cache=False), edit
 
+    @pytest.mark.parametrize("name", ["scores", "pattern"])
+    def test_attention_under_the_cache(self, family, name):
+        """Whatever is done inside attention: a sliding window's cache holds other keys than a whole pass has."""
+        lm = exact(family, padded=True)
+        own = torch.linspace(0, 1, 2 * 4 * 7 * 7).view(2, 4, 7, 7).sin().abs()
+        values = {
+            "number": ("add", 0.3),
+            "set": ("set", 0.2),
+            "scale": ("scale", -2.0),
+            "clamp": ("clamp", Bounds(0.1, 0.6)),
+            "noise": ("noise", Noise(0.5, 3)),
+            "for each head": ("add", np.linspace(-1, 1, 4)),
+            "for each position": ("add", np.linspace(-1, 1, 56).reshape(2, 7, 4)),
+            "for each key": ("set", own),
+            "from a run": ("set", Ref("o")),
+            "added from a run": ("add", Ref("o")),
+        }
+        scopes = ["all", "prompt", "-2:", "1", "generated", "tokens{9,10,14,29,56,76}", ":2"]
+        prompts = {side: lm.prompts(RAGGED, padding=side) for side in SIDES}
+        (_, plain), changed = told(lm, RAGGED, max_new_tokens=3), 0
+        for number, (what, (op, value)) in enumerate(values.items()):
+            site = f"L{number % 3 == 0:d}.{name}"  # mostly the first layer, after which every position is read
+            edit = Edit(site, op, value, where=scopes[(number + len(family)) % len(scopes)])
+            options = {"runs": {"o": lm.run([OTHER[0], [7, 21, 9, 10, 13]], edit.site)}, "max_new_tokens": 3}
+            ids, cached = told(lm, prompts[SIDES[number // 2 % 2]], edit, **options)
+            again, uncached = told(lm, prompts[SIDES[number // 2 % 2]], edit, cache=False, **options)
+            assert ids == again, (what, str(edit))
+            close(lm, cached, uncached, (what, str(edit)), times=5)
+            changed += cached.shape != plain.shape or not torch.equal(cached, plain)
+        assert changed >= 4, "the edits did not change what is heard: this test would see nothing"
+
     def test_a_batch_is_its_rows_one_by_one(self, family):
         """Strengths and rows of each request, also for what is generated; padded on either side."""
         lm = exact(family, padded=True)
@@ -89,6 +135,11 @@ class TestEveryFamily:
             alone = said(lm, [ids], mine)[0]
             for side in SIDES:
                 assert together[side][row] == alone, (side, row)
+
+
+def _both(lm, run):
+    """Generation cached and not, with values from a run."""
+    return [lambda e, cache=cache: told(lm, IDS, e, runs={"o": run}, cache=cache) for cache in (True, False)]
 
 
 class TestEdits:
@@ -148,24 +199,59 @@ class TestEdits:
         found = said(lm, IDS, edit, runs={"o": run})
         assert found == said(lm, IDS, edit, runs={"o": run}, cache=False)
 
-    @pytest.mark.parametrize("name", ["resid_post", "head"])
-    def test_values_laid_out_as_the_prompts_are(self, name):
+    @pytest.mark.parametrize("where", ["prompt", "-2:"])
+    @pytest.mark.parametrize("name", ["resid_post", "head", "head[2]", "pattern", "scores[1,3]"])
+    def test_values_laid_out_as_the_prompts_are(self, name, where):
         """Prompts padded on the right are padded on the left to be continued: a value for each position goes along."""
-        lm = self.lm
+        lm, site = self.lm, f"L0.{name}"
         found = []
         for side in SIDES:
             prompts = lm.prompts(RAGGED, padding=side)
-            values = -3 * lm.run(prompts, f"L1.{name}")[f"L1.{name}"]
-            edit = Edit(f"L1.{name}", "set", values, where="prompt")
+            values = -3 * lm.run(prompts, site)[site].clamp(min=-100)
+            edit = Edit(site, "set", values, where=where)
             logits = lm.run(prompts, edit=edit).logits
-            first = [int(logits[row, at[-1]].argmax()) for row, at in enumerate(prompts.positions("prompt"))]
-            try:
-                found.append(said(lm, prompts, edit))
-            except EditError:
-                assert side == "right"
-                continue
-            assert [row[0] for row in found[-1]] == first, side
+            last = torch.stack([logits[row, at[-1]] for row, at in enumerate(prompts.positions("prompt"))])
+            assert off(last, torch.stack([lm.run([ids]).logits[0, -1] for ids in RAGGED])) > 1e-3
+            for cache in (True, False):
+                ids, heard = told(lm, prompts, edit, cache=cache)
+                close(lm, heard[0], last, side)
+                found.append(ids)
+            with lm.edited(edit):
+                assert told(lm, prompts)[0] == found[-1], side
         assert len(set(found)) == 1
+
+    def test_values_of_another_width_are_refused_on_either_side(self, unchecked):
+        lm = self.lm
+        for side in SIDES:
+            prompts = lm.prompts(RAGGED, padding=side)
+            for site, shape in (
+                ("L0.resid_post", (2, 6, 32)),
+                ("L0.resid_post", (3, 7, 32)),
+                ("L0.pattern", (2, 4, 7, 6)),
+                ("L0.pattern", (3, 4, 7, 7)),
+            ):
+                with pytest.raises(EditError, match=r"must have a shape that fits"):
+                    said(lm, prompts, Edit(site, "set", np.ones(shape)))
+
+    @pytest.mark.parametrize("family", ["mistral", "gemma3"])
+    def test_scores_of_a_query_too_far_away_for_the_window(self, family):
+        """What it looks at cannot be seen from here, cached or not; a pattern is then the nothing that it is."""
+        lm = exact(family, padded=True)
+        run = lm.run(OTHER, ["L0.scores", "L0.pattern"])
+        for at, to in (("0", "5"), ("6", "1")):
+            edit = Edit("L0.scores", "set", Ref("o", at=at), where=to)
+            for call in (lambda e: lm.run(IDS, edit=e, runs={"o": run}), *_both(lm, run)):
+                with pytest.raises(EditError, match="in row 0 a query sees none of the keys that have scores"):
+                    call(edit)
+        for name, at, to in (("scores", "3", "5"), ("scores", "6", "5"), ("pattern", "0", "5"), ("pattern", "6", "1")):
+            edit = Edit(f"L0.{name}", "set", Ref("o", at=at), where=to)
+            (ids, cached), (again, uncached) = (call(edit) for call in _both(lm, run))
+            assert ids == again
+            close(lm, cached, uncached)
+        head = lm.run(IDS, "L0.head", Edit("L0.pattern", "set", Ref("o", at="0"), where="5"), runs={"o": run})[
+            "L0.head"
+        ]
+        assert not head[:, 5].any()
 
     def test_a_value_for_each_row(self):
         lm = self.lm
@@ -318,6 +404,18 @@ class TestOptions:
             with pytest.raises(PromptError, match=name):
                 list(lm.stream(IDS, **options))
 
+    def test_more_tokens_than_positions(self):
+        lm = lm_of("gpt2")
+        rows = [[5] * 60, [6] * 3]
+        with untouched(lm):
+            for call in (lm.generate, lm.stream):
+                with pytest.raises(
+                    PromptError, match=r"has 60 tokens, .* 64 positions: max_new_tokens is at most 5 here"
+                ):
+                    call(rows, max_new_tokens=6)
+        assert len(lm.generate(rows, "logits[2] add -1000", max_new_tokens=5).ids[0]) == 5
+        assert len(lm_of("llama").generate(rows, "logits[2] add -1000", max_new_tokens=9).ids[0]) == 9
+
     def test_unknown(self):
         with pytest.raises(PromptError, match=r'no option "max_tokens" \(did you mean "max_new_tokens"\?\)'):
             exact("llama").generate(IDS, max_tokens=3)
@@ -417,6 +515,34 @@ class TestStreams:
             for pieces in streams:
                 pieces.close()
         assert [tuple(zip(*ids, strict=True)) for ids in found] == expected
+
+    def test_across_edited_blocks(self):
+        """A stream is read where it was begun: elsewhere its later tokens would have other edits than its cache."""
+        lm = self.lm
+        refused = pytest.raises(EditError, match=r"begun with other lm\.edited blocks around it: read it where")
+        plain = said(lm, RAGGED)
+        with untouched(lm):
+            pieces = lm.stream(RAGGED, max_new_tokens=NEW)
+            first = next(pieces)
+            with lm.edited(EDIT), refused:
+                next(pieces)
+            pieces = lm.stream(RAGGED, max_new_tokens=NEW)
+            with lm.edited(EDIT), refused:
+                next(pieces)  # nothing was read yet, and it was begun all the same
+            with lm.edited(EDIT):
+                inside = lm.stream(RAGGED, max_new_tokens=NEW)
+                next(inside)
+                with lm.edited("L0.head[1] scale 0"), refused:
+                    next(inside)
+                inside = lm.stream(RAGGED, max_new_tokens=NEW)
+                next(inside)
+            with refused:
+                next(inside)
+        assert first.ids == tuple(row[0] for row in plain)
+        expected = said(lm, RAGGED, EDIT)
+        with lm.edited(EDIT):
+            pieces = list(lm.stream(RAGGED, max_new_tokens=NEW))
+        assert tuple(zip(*(piece.ids for piece in pieces), strict=True)) == expected != plain
 
     def test_a_wrong_option_is_told_at_once(self):
         with pytest.raises(PromptError, match="no option"):

@@ -13,6 +13,7 @@ from tests.model.tinies import IDS, RAGGED, close, exact, fresh, lm_of, off, unt
 from tests.tiny import FAMILIES, tiny, tokenizer
 from trimtab.errors import ModelError, PromptError, SiteError
 from trimtab.model.lm import LM
+from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Readout, all_logits, log_prob, logit_diff
 from trimtab.values.edit import Edit, WeightPatch
 from trimtab.values.site import Site
@@ -102,6 +103,23 @@ class TestAddresses:
             lm.prompts("w5 w6 w7"),
         ):
             assert torch.equal(lm.run(text).logits, expected)
+
+    def test_more_tokens_than_positions(self):
+        """A table of positions ends somewhere; rotary positions and ALiBi go on."""
+        rows = [[5] * 65, [6] * 3]
+        for family in ("gpt2", "opt"):
+            lm = lm_of(family)
+            assert lm.positions == 64
+            assert lm.run([row[:64] for row in rows]).logits.shape == (2, 64, 97)
+            for call in (lm.prompts, lm.run, lambda ids, lm=lm: lm.run(Prompts.of(ids, lm.tokenizer))):
+                with pytest.raises(
+                    PromptError, match=f"the longest prompt has 65 tokens, and {family} has 64 positions"
+                ):
+                    call(rows)
+        for family in ("llama", "bloom"):
+            lm = lm_of(family)
+            assert lm.positions is None
+            assert torch.isfinite(lm.run(rows).logits).all()
 
     def test_errors_of_prompts(self):
         with pytest.raises(PromptError, match="row 0 is an empty text"):
@@ -193,6 +211,31 @@ class TestReadouts:
                 with pytest.raises(ValueError, match=r"2 rows"):
                     lm.counterfactuals(RAGGED, ["L0.head scale 0"], readout, exact=exact_)
 
+    @pytest.mark.parametrize(
+        ("answers", "distractors", "said"),
+        [
+            ("Mary", [5], r"tokens are given by id, one for each row, got 'Mary'; lm\.token\(text\) gives"),
+            ([3], [" John"], r"tokens are given by id, .*got \[' John'\]"),
+            (
+                [[3, 4]],
+                [[5, 6]],
+                r"one token id, 0 or more, is needed for each row, got \[\[3, 4\]\]; a word of several",
+            ),
+            ([3.0], [5], r"one token id, .*got \[3\.0\]"),
+            ([3, -1], [5, 6], r"one token id, 0 or more, .*got \[3, -1\]"),
+            ([3, 4], [5], r"answers and distractors must be as many, got \[2, 1\]"),
+        ],
+        ids=str,
+    )
+    def test_tokens_that_are_none(self, answers, distractors, said):
+        with pytest.raises(PromptError, match=said):
+            logit_diff(answers, distractors)
+
+    def test_tokens_that_the_model_lacks(self):
+        for call in (exact("llama").counterfactuals, exact("llama").plan):
+            with pytest.raises(PromptError, match="logit_diff reads token 97; this model has tokens 0 to 96"):
+                call(RAGGED, ["L0.head scale 0"], logit_diff([3, 97], [5, 6]))
+
     def test_a_function_that_mixes_rows(self):
         lm = exact("llama")
         for exact_ in ("fast", "naive"):
@@ -227,6 +270,42 @@ class TestHash:
             inside = lm.hash
         assert lm.hash == plain
         assert inside == plain or inside != lm.hash
+
+    def test_is_worked_out_again_when_weights_change(self, monkeypatch):
+        lm = fresh("llama", check=False)
+        weight = lm.hf.model.layers[1].mlp.up_proj.weight
+        kept = {name: tensor.clone() for name, tensor in lm.hf.state_dict().items()}
+        hashes = [lm.hash]
+
+        def train(optimizer):
+            lm.run(IDS)
+            lm.hf(input_ids=torch.tensor(IDS)).logits.sum().backward()
+            optimizer.step()
+            lm.hf.zero_grad()
+
+        def merge():
+            weight.data += 0.01  # as adapters are merged: no version of the tensor tells
+
+        def place():
+            lm.hf.model.norm.weight = torch.nn.Parameter(torch.ones(32))
+
+        with torch.no_grad():
+            weight[3, 4] += 1e-3
+        hashes.append(lm.hash)
+        for change in (
+            lambda: train(torch.optim.SGD([weight], 0.1)),
+            lambda: train(torch.optim.AdamW(lm.hf.parameters())),
+            merge,
+            place,
+        ):
+            change()
+            hashes.append(lm.hash)
+        assert len(set(hashes)) == len(hashes) == 6
+        lm.hf.load_state_dict(kept)
+        assert lm.hash == hashes[0]
+        monkeypatch.setattr("hashlib.sha256", lambda: pytest.fail("nothing changed, and the hash was worked out again"))
+        lm.run(IDS)
+        assert lm.hash == hashes[0]
 
     def test_is_the_same_before_and_after_a_block(self):
         lm = fresh("llama", check=False)

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.model.tinies import IDS, OTHER, RAGGED, SIDES, every_site, exact, lm_of, untouched
-from tests.tiny import FAMILIES
+from tests.model.tinies import IDS, OTHER, RAGGED, SIDES, close, every_site, exact, lm_of, untouched
+from tests.tiny import FAMILIES, words
 from trimtab.errors import EditError, SiteError
 from trimtab.model.plan import Cell, Plan, first_columns, merge_columns
 from trimtab.model.protocols import all_logits, logit_diff
@@ -211,6 +211,39 @@ def test_no_cell_starts_before_its_plan(side):
     planned = {(c.variant, c.row): c.column for c in plan.cells}
     early = [(str(variants[c.variant]), c.row) for c in found.plan.cells if c.column < planned[c.variant, c.row]]
     assert early == []
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_spans_that_lie_elsewhere_in_the_run_they_take_values_from(side):
+    """A value that comes from another position changes something though the tokens there and here are the same."""
+    lm = exact("llama")
+    here = lm.prompts(
+        [words(5, 6, 7, 8, 9, 10, 11), words(7, 12, 9, 10, 13)], spans={"s": ["w8", "w9 w10"]}, padding=side
+    )
+    texts = [words(5, 6, 7, 8, 9, 10, 12), words(7, 12, 9, 10, 14)]  # the last token alone is another one
+    there = lm.prompts(texts, spans={"s": ["w6", "w7 w12"]}, padding=side)
+    other = lm.run(there, ["L0.resid_post", "L1.head"])
+    variants = [
+        *(Edit(f"{site}@s", op, Ref("o")) for site in ("L0.resid_post", "L1.head[1]") for op in ("set", "add")),
+        "L1.q@s scale 0",
+        ["L0.mlp_out@s set 0", "L0.resid_post@end scale 2"],
+        Edit("L0.resid_post@s", "set", Ref("o", at="s")),
+        Edit("L0.resid_post@end", "set", Ref("o")),
+    ]
+    plan, found, naive = (
+        call(here, variants, READOUT, runs={"o": other}, **options)
+        for call, options in ((lm.plan, {}), (lm.counterfactuals, {}), (lm.counterfactuals, {"exact": "naive"}))
+    )
+    close(lm, found.values, naive.values)
+    planned = {(c.variant, c.row): c for c in plan.cells}
+    for cell in found.plan.cells:
+        bound = planned[cell.variant, cell.row]
+        assert (bound.layer, bound.column) <= (cell.layer, cell.column)
+        assert bound.column <= cell.column
+    assert len(planned) == plan.computed == 16
+    assert plan.passes >= found.plan.passes
+    first = {side: [3, 2] if side == "right" else [3, 4]}[side]
+    assert [planned[0, row].column for row in (0, 1)] == first
 
 
 class TestErrors:

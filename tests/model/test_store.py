@@ -40,6 +40,19 @@ class Stopped(Exception):
     """What interrupts a harvest in these tests."""
 
 
+class Times:
+    """A dictionary whose features explain a share of what there is."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def encode(self, x):
+        return x * self.share
+
+    def decode(self, features):
+        return features
+
+
 class Seen:
     """Progress that remembers its calls."""
 
@@ -132,20 +145,13 @@ class TestRoundTrip:
         assert torch.equal(stored["L1.resid_post"], direct(lm, "L1.resid_post", edit="L0.head[1] scale 0"))
 
     def test_what_a_dictionary_misses(self, tmp_path):
-        class Half:
-            def encode(self, x):
-                return x / 2
-
-            def decode(self, features):
-                return features
-
         lm = lm_of("llama")
         stored = lm.harvest(
-            DATA, "L0.mlp_out.error@d", tmp_path, dtype="float32", batch_size=100, dictionaries={"d": Half()}
+            DATA, "L0.mlp_out.error@d", tmp_path, dtype="float32", batch_size=100, dictionaries={"d": Times(0.5)}
         )
         assert torch.equal(stored["L0.mlp_out.error@d"], direct(lm, "L0.mlp_out") / 2)
         with pytest.raises(SiteError, match="features are harvested by the dictionary tools"):
-            lm.harvest(DATA, "L0.mlp_out.feature@d", tmp_path / "f", dictionaries={"d": Half()})
+            lm.harvest(DATA, "L0.mlp_out.feature@d", tmp_path / "f", dictionaries={"d": Times(0.5)})
 
     def test_texts_and_policies(self, tmp_path):
         lm = lm_of("llama")
@@ -319,6 +325,37 @@ class TestAnother:
             lm.harvest(**options)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
         assert len(stored) == TOKENS
+
+    def test_with_dictionaries_or_runs_a_folder_that_is_taken_is_refused(self, tmp_path):
+        """Two dictionaries of one name cannot be told apart: not even the harvest that was made with this one."""
+        lm = lm_of("llama")
+        error = {"sites": "L0.mlp_out.error@d", "dictionaries": {"d": Times(0.5)}}
+        patch = {"sites": "L1.resid_post", "edit": "L0.resid_post@0 set from o"}
+        patch["runs"] = {"o": lm.run([DATA[0]], "L0.resid_post")}
+        for name, options in (("error", error), ("patch", patch)):
+            folder = tmp_path / name
+            stored = lm.harvest(DATA, folder=folder, dtype="float32", batch_size=1, **options)
+            before = {path.name: path.read_bytes() for path in folder.iterdir()}
+            for again in (options, options | ({"dictionaries": {"d": Times(0.25)}} if name == "error" else {})):
+                with pytest.raises(FileError, match="uses runs or dictionaries, which cannot be told from the other"):
+                    lm.harvest(DATA, folder=folder, dtype="float32", batch_size=1, **again)
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+            assert len(stored) == TOKENS
+        lm.harvest(DATA, SITES, tmp_path / "plain")
+        inner = {"d": Times(0.5)}
+        with (
+            lm.edited("L0.mlp_out.error@d scale 0", dictionaries=inner),
+            pytest.raises(FileError, match="uses runs or dictionaries"),
+        ):
+            lm.harvest(DATA, SITES, tmp_path / "plain")
+
+    def test_with_dictionaries_an_interrupted_one_is_begun_anew(self, tmp_path):
+        lm, site = lm_of("llama"), "L0.mlp_out.error@d"
+        options = {"dtype": "float32", "batch_size": 1}
+        with pytest.raises(Stopped):
+            lm.harvest(DATA, site, tmp_path, dictionaries={"d": Times(0.5)}, progress=stop_after(3), **options)
+        stored = lm.harvest(DATA, site, tmp_path, dictionaries={"d": Times(0.25)}, **options)
+        assert off(stored[site], 0.75 * direct(lm, "L0.mlp_out")) < 1e-5
 
     @pytest.mark.parametrize("edit", ["L0.head scale 0", WeightPatch("model.norm.weight", delta=np.ones(32))], ids=str)
     def test_what_is_on_the_model_counts(self, tmp_path, edit):

@@ -37,7 +37,11 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest this much.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Sample from this many likeliest tokens; 0 for all.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A text that ends it where it appears; may be repeated.")
+    ] = None,
     chat: Chat = False,
     system: System = None,
     compare: Annotated[bool, typer.Option("--compare", help="Show the text without and with the edits.")] = False,
@@ -52,8 +56,11 @@ def generate(
     """
     if system is not None and not chat:
         usage("--system is a part of the chat template: give --chat too")
-    if top_p is not None and temperature == 0:
-        usage("--top-p is about sampling: give a --temperature above 0 too")
+    for name, value in (("--top-p", top_p), ("--top-k", top_k)):
+        if value is not None and temperature == 0:
+            usage(f"{name} is about sampling: give a --temperature above 0 too")
+    if "" in (stop or []):
+        usage("--stop is empty, and every text contains that: give the text to stop at")
     if compare and not edit:
         usage("--compare sets the text without edits beside the one with them: give at least one --edit")
     lm = open_model(model, dtype, device, check=not dry_run)
@@ -65,7 +72,14 @@ def generate(
         else:
             console().print(str(plan))
         return
-    options: Sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    options: Sampling = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop or [],
+    }
     if not as_json and not compare:
         _stream(lm, prompts, edit, options)
         return
@@ -88,12 +102,14 @@ def generate(
 
 
 class Sampling(TypedDict):
-    """How tokens are picked, as `lm.generate` takes it."""
+    """How tokens are picked and where they end, as `lm.generate` takes it."""
 
     max_new_tokens: int
     temperature: float
     top_p: float | None
+    top_k: int | None
     seed: int
+    stop: list[str]
 
 
 @dataclass(frozen=True)

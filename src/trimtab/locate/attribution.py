@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from trimtab.errors import ModelError, PromptError, SiteError, nearest
 from trimtab.locate.frozen import FrozenNorm
-from trimtab.locate.provenance import provenance
 from trimtab.model.prompts import single_token
+from trimtab.model.provenance import provenance
 from trimtab.model.tokens import strings
 from trimtab.values.provenance import Provenance
 from trimtab.values.scope import Scope

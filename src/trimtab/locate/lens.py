@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import PromptError, SiteError, TrimtabError
-from trimtab.locate.provenance import provenance
 from trimtab.model.prompts import single_token
+from trimtab.model.provenance import provenance
 from trimtab.model.tokens import strings
 from trimtab.values.edit import Intervention
 from trimtab.values.lens import Lens

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,17 @@ from trimtab.model.families import Family
 
 NAME = "trimtab"
 
-Act = Callable[[str, Tensor], Tensor]
-"""(site name, tensor (batch head pos d) or (batch head query key)) -> the tensor to go on with."""
+Seen = Callable[[], Tensor]
+"""() -> (batch head query key) booleans: which keys each query sees. It is asked only where something is changed."""
+
+
+class Act(Protocol):
+    """What is shown every intermediate of attention."""
+
+    def __call__(self, name: str, tensor: Tensor, seen: Seen | None = None) -> Tensor:
+        """(site name, tensor (batch head pos d), or (batch head query key) with `seen`) -> the tensor to go on with."""
+        ...
+
 
 _ACTS: dict[int, list[Act]] = {}
 
@@ -51,19 +60,18 @@ def attend(
     scores = query @ key.transpose(-1, -2) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    lowest = torch.finfo(scores.dtype if mask is None or not mask.is_floating_point() else mask.dtype).min
-    scores = _unmasked(act, masked(scores, mask, window), lowest)
+    scores = masked(scores, mask, window)
+    seen = _seen(scores, scores.dtype if mask is None or not mask.is_floating_point() else mask.dtype)
+    scores = act("scores", scores, seen)
     exact = torch.float32 if scores.dtype.itemsize < 4 else scores.dtype
-    pattern = act("pattern", torch.softmax(scores, dim=-1, dtype=exact).to(value.dtype))
+    pattern = act("pattern", torch.softmax(scores, dim=-1, dtype=exact).to(value.dtype), seen)
     return pattern @ value, pattern
 
 
-def _unmasked(act: Act, scores: Tensor, lowest: float) -> Tensor:
-    """Scores after `act`; what is masked (by about `lowest`) stays masked, whatever an edit makes of it."""
-    new = act("scores", scores)
-    if new is scores:
-        return scores
-    return torch.where(scores <= lowest / 2, scores, new)
+def _seen(scores: Tensor, dtype: torch.dtype) -> Seen:
+    """Which keys are not masked, from scores to which a mask of this type was applied."""
+    lowest = torch.finfo(dtype).min
+    return lambda: scores > lowest / 2
 
 
 def masked(scores: Tensor, mask: Tensor | None, window: int | None = None) -> Tensor:
@@ -99,10 +107,7 @@ def _interface(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     acts = _ACTS[id(module)]
 
-    def act(name: str, tensor: Tensor) -> Tensor:
-        return _chain(acts, name, tensor)
-
-    out, pattern = attend(query, key, value, attention_mask, scale, act, softcap, sliding_window)
+    out, pattern = attend(query, key, value, attention_mask, scale, _chain(acts), softcap, sliding_window)
     return out.transpose(1, 2).contiguous(), pattern
 
 
@@ -135,16 +140,21 @@ def opened(module: nn.Module, family: Family, act: Act) -> Iterator[None]:
         return
     acts = _ACTS[id(module)] = [act]
     try:
-        with _route(module, family, lambda name, tensor: _chain(acts, name, tensor)):
+        with _route(module, family, _chain(acts)):
             yield
     finally:
         del _ACTS[id(module)]
 
 
-def _chain(acts: list[Act], name: str, tensor: Tensor) -> Tensor:
-    for act in acts:
-        tensor = act(name, tensor)
-    return tensor
+def _chain(acts: list[Act]) -> Act:
+    """One after the other."""
+
+    def chain(name: str, tensor: Tensor, seen: Seen | None = None) -> Tensor:
+        for act in acts:
+            tensor = act(name, tensor, seen)
+        return tensor
+
+    return chain
 
 
 def _route(module: nn.Module, family: Family, act: Act) -> AbstractContextManager[None]:
@@ -189,10 +199,9 @@ def _sdpa(act: Act) -> Callable[..., Tensor]:
 def _softmax(act: Act) -> Callable[..., Tensor]:
     def call(scores: Tensor, dim: int = -1, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
         exact = scores.dtype if dtype is None or dtype.itemsize < scores.dtype.itemsize else dtype
-        return act(
-            "pattern",
-            torch.softmax(_unmasked(act, scores, torch.finfo(scores.dtype).min), dim=dim, dtype=exact).to(scores.dtype),
-        )
+        seen = _seen(scores, scores.dtype)
+        pattern = torch.softmax(act("scores", scores, seen), dim=dim, dtype=exact).to(scores.dtype)
+        return act("pattern", pattern, seen).contiguous()  # the callers view it as another shape
 
     return call
 

@@ -13,8 +13,8 @@ something that cannot be cut to a suffix, a model inside `lm.edited`) it is not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -26,8 +26,12 @@ from trimtab.model.edits import Source
 from trimtab.model.memory import out_of_memory
 from trimtab.model.plan import Plan
 from trimtab.model.protocols import Dictionary, Readout
+from trimtab.model.provenance import Call, about
 from trimtab.model.wavefront import Wavefront
 from trimtab.model.work import Variant, Work, cells_of, kept_sites, may_differ, naive_plan, plan_of, prepare
+from trimtab.values.content import digest_of
+from trimtab.values.edit import Edit
+from trimtab.values.provenance import Provenance
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM, Text
@@ -49,6 +53,12 @@ class Counterfactuals:
     plan: Plan
     name: str
     unit: str
+    made: Call | None = field(default=None, repr=False)
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Where this comes from, worked out when it is first asked for."""
+        return None if self.made is None else self.made.provenance
 
     @property
     def effects(self) -> Tensor:
@@ -80,8 +90,10 @@ def counterfactuals(
     if exact not in ("fast", "naive"):
         raise EditError(f'exact is "fast" or "naive", got {exact!r}{nearest(str(exact), ("fast", "naive"))}')
     work = prepare(lm, prompts, variants, readout, runs, dictionaries)
+    listed, asked = work.variants, work.readout  # and not `work`, which holds whole runs
+    made = Call(lm, work.prompts, "counterfactuals", lambda: _options(listed, asked, exact), runs=work.runs)
     try:
-        return _naive(lm, work, progress) if exact == "naive" else _fast(lm, work, memory, progress)
+        done = _naive(lm, work, progress) if exact == "naive" else _fast(lm, work, memory, progress)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, TrimtabError) or not out_of_memory(error):
             raise
@@ -89,6 +101,13 @@ def counterfactuals(
             f"memory ran out with {work.prompts.batch} rows of {work.prompts.width} columns, also one cell at a time: "
             f"give fewer rows or shorter prompts, or load the model in a smaller type ({error})"
         ) from error
+    return replace(done, made=made)
+
+
+def _options(variants: Sequence[tuple[Edit, ...]], readout: Readout, exact: str) -> dict[str, object]:
+    """What was asked for: of the variants their number and the digest of all their edits."""
+    known = {"variants": len(variants), "digest": digest_of(list(variants)), "exact": exact}
+    return {"readout": about(readout), **known}
 
 
 def _fast(lm: LM, work: Work, memory: float | None, progress: Progress | None) -> Counterfactuals:

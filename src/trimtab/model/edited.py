@@ -58,7 +58,7 @@ class Edited:
             if self.prompts is not frame.prompts:
                 self.prompts, self.compiled = frame.prompts, {}
             if edit not in self.compiled:
-                made = self.lm.compile([edit], frame.prompts, self.runs, self.dictionaries)
+                made = self.lm.compile([edit], frame.prompts, self.runs, self.dictionaries, frame.given)
                 self.compiled[edit] = made[0] if made else None
             compiled = self.compiled[edit]
             return x if compiled is None else compiled.apply(x, frame)
@@ -121,6 +121,11 @@ class Direct:
 
 def laid_out(lm: LM, ids: Tensor, mask: Tensor | None) -> Prompts:
     """Prompts with exactly these columns (batch pos); without a mask every token is real."""
+    if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
+        raise EditError(
+            "an edited model needs an attention_mask (batch, pos), from which positions are counted; caches of fixed "
+            "size come with masks of their own: generate with the default cache"
+        )
     real = torch.ones_like(ids) if mask is None else mask.to(ids.dtype)
     prompts = Prompts.of(ids, lm.tokenizer, mask=real)
     return replace(prompts, ids=ids, mask=real, position_ids=(real.cumsum(1) - 1) * real)

@@ -8,7 +8,7 @@ where in a model a site is, nor who calls it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -25,6 +25,9 @@ from trimtab.model.protocols import Dictionary
 from trimtab.values.edit import Affine, Bounds, Condition, Edit, Noise, Probe, Ref, Rotation
 from trimtab.values.scope import Scope
 from trimtab.values.site import Site
+
+ATTENTION = ("scores", "pattern")
+"""Sites (batch pos head key): a number for each key, which no vector of the site's units has."""
 
 Op = Callable[[Tensor, Tensor | None, Frame], Tensor]
 """(x: batch pos unit …, w: batch pos 1 … or None for one, frame) -> edited x."""
@@ -126,7 +129,8 @@ class Compiled:
 class Compiler:
     """Turns edits into compiled ones for given prompts, runs and dictionaries.
 
-    `sizes(site)` is the shape after `batch pos` of the site's tensor.
+    `shape(site)` is the shape after `batch pos` of the site's tensor. `given` are the prompts as the caller has them,
+    where these are the same ones padded on the left: arrays with an entry for each column follow the caller's columns.
     """
 
     prompts: Prompts
@@ -136,6 +140,7 @@ class Compiler:
     dtype: torch.dtype
     shape: Callable[[Site], tuple[int, ...]]
     resolve: Callable[[Site], Site]
+    given: Prompts | None = None
 
     def __call__(self, edit: Edit) -> Compiled | None:
         """The compiled edit, or None when it can change nothing (strength zero)."""
@@ -185,13 +190,18 @@ class Compiler:
             return True
         if not isinstance(edit.value, np.ndarray) or edit.value.ndim < 2:
             return False
-        if site.name in ("scores", "pattern") and edit.value.ndim == 4:
+        if site.name in ATTENTION and edit.value.ndim == 4:
             return True
         return edit.value.ndim == len(self._unit_shape(site)) + 2 and edit.value.shape[1] == self.prompts.width > 1
 
     def operation(self, edit: Edit, site: Site) -> Op:
         """The function behind an edit's operation and value."""
         value = edit.value
+        if site.name in ATTENTION and edit.op in ("rotate", "affine", "gradient"):
+            raise EditError(
+                f"{edit}: {edit.op} turns vectors, and {site.whole} holds a number for each key; "
+                "use set, add, scale, clamp or noise"
+            )
         match edit.op, value:
             case "set", Ref():
                 return _set(self._from_run(edit, site, value))
@@ -236,7 +246,7 @@ class Compiler:
         """A value that fits the site's units, one row each, or rows and positions."""
         tensor, shape = self.tensor(value), self._unit_shape(site)
         n, width = self.prompts.batch, self.prompts.width
-        if site.name in ("scores", "pattern") and tensor.ndim == 4:
+        if site.name in ATTENTION and tensor.ndim == 4:
             return self._attention_placed(edit, site, tensor)
         full = tensor.ndim == len(shape) + 2 and tensor.shape[0] in (1, n) and tensor.shape[1] in (1, width)
         rows = tensor.ndim == len(shape) + 1 and tensor.shape[0] in (1, n)
@@ -246,9 +256,10 @@ class Compiler:
                 f"{edit}: value must have a shape that fits {site}, {_form(shape)} (or with batch, or batch and pos, "
                 f"in front: {_form((n, width, *shape))}); got {_form(tuple(tensor.shape))}"
             )
-        if site.name in ("scores", "pattern"):
+        if site.name in ATTENTION:
             tensor = tensor.unsqueeze(-1) if tensor.ndim else tensor  # one number for each head, the same for every key
         if full:
+            tensor = self._columns_moved(tensor)
             return lambda x, frame: _window(tensor, frame).to(x.device, x.dtype)
         if rows:
             return lambda x, frame: _rows(tensor, frame).unsqueeze(1).to(x.device, x.dtype)
@@ -266,7 +277,16 @@ class Compiler:
                 f"{edit}: values for each query and key must have a shape that fits {site}, {_form(shape)} (batch head "
                 f"query key); got {_form(tuple(tensor.shape))}"
             )
-        return _with_new_keys(tensor.transpose(1, 2), site)
+        queries = self._columns_moved(tensor.transpose(1, 2))
+        return _of_columns(self._columns_moved(queries.transpose(1, 3)).transpose(1, 3), site)
+
+    def _columns_moved(self, values: Tensor) -> Tensor:
+        """Values (rows|1 width|1 …) in the order of these prompts' columns, from that of the caller's."""
+        n, width = self.prompts.batch, self.prompts.width
+        if self.given is None or self.given.side == self.prompts.side or values.shape[1] == 1:
+            return values
+        columns = (torch.arange(width) + self.given.lengths.cpu()[:, None]) % width
+        return values.expand(n, *values.shape[1:])[torch.arange(n)[:, None], columns]
 
     def _from_run(self, edit: Edit, site: Site, ref: Ref) -> Callable[[Tensor, Frame], Tensor]:
         """Another run's activations, moved to the columns that this edit covers."""
@@ -286,12 +306,14 @@ class Compiler:
         if origin.index is not None:
             values = values[:, :, torch.as_tensor(origin.index, device=values.device)]
         shape = self._unit_shape(site)
-        if tuple(values.shape[2:]) != shape and site.name not in ("scores", "pattern"):
+        if site.name in ATTENTION:
+            _check_heads(edit, origin, values, site, shape[0])
+        elif tuple(values.shape[2:]) != shape:
             raise EditError(f"{edit}: {origin} has units {_form(tuple(values.shape[2:]))}, {site} has {_form(shape)}")
         if len(values) not in (1, self.prompts.batch):
             raise EditError(f'{edit}: run "{ref.run}" has {len(values)} rows, the prompts have {self.prompts.batch}')
         values = self._aligned(edit, ref, source.prompts, values)
-        return _with_new_keys(values, site)
+        return _of_columns(values, site)
 
     def _aligned(self, edit: Edit, ref: Ref, origin: Prompts, values: Tensor) -> Tensor:
         """Values (rows pos …) with each row's source positions moved to its target columns."""
@@ -299,7 +321,7 @@ class Compiler:
         theirs = origin.positions(ref.at or edit.where)
         if len(theirs) == 1:
             theirs = theirs * len(mine)
-        attention = edit.site.name in ("scores", "pattern")
+        attention = edit.site.name in ATTENTION
         same = mine == theirs and values.shape[1] == self.prompts.width
         if same and not (attention and not torch.equal(origin.mask.cpu(), self.prompts.mask.cpu())):
             return values
@@ -312,8 +334,12 @@ class Compiler:
                     f'{edit}: row {row} has {len(to)} positions to set and run "{ref.run}" has {len(at)} there; '
                     "compare prompts of different length by one position, or by a span with the same number of tokens"
                 )
+            own = values[row if len(values) > 1 else 0]
             if to:
-                out[row, to] = values[row if len(values) > 1 else 0, at]
+                out[row, to] = own[at]
+            if to and edit.site.name == "scores":
+                moved = origin.start.tolist()[row if len(values) > 1 else 0] - self.prompts.start.tolist()[row]
+                _check_keys(edit, row, own, at, [column + moved for column in to])
         return out
 
     def _keys_moved(self, edit: Edit, origin: Prompts, values: Tensor) -> Tensor:
@@ -333,28 +359,41 @@ class Compiler:
         return out
 
     def _noise(self, edit: Edit, site: Site, noise: Noise) -> Callable[[Tensor, Frame], Tensor]:
-        """Gaussian noise that depends on seed, site, row and position alone: not on padding, caching or other rows."""
-        shape, width = self._unit_shape(site), self.prompts.width
+        """Gaussian noise that depends on seed, site, row and position alone: not on padding, caching or other rows.
+
+        In attention it is (head key) for each query, whose keys are its own position and those before.
+        """
+        shape, width, keyed = self._unit_shape(site), self.prompts.width, site.name in ATTENTION
         name = crc32(str(site).encode())
         covered = self.prompts.columns(edit.where).tolist()
         first, lengths = self.prompts.start.tolist(), self.prompts.lengths.tolist()
 
-        def entry(row: int, column: int) -> Tensor | None:
+        def entry(row: int, column: int) -> Tensor:
+            drawn = torch.zeros(*shape, *[column + 1] * keyed, dtype=torch.float64)
             if column < width and not covered[row][column]:
-                return None
-            position = column - first[row] if column < width else lengths[row] + column - width
+                return drawn
+            length = lengths[row]
+            position = column - first[row] if column < width else length + column - width
             seed = ((noise.seed * 1_000_003 + name) * 1_000_003 + row) * 1_000_003 + position
             generator = torch.Generator().manual_seed(seed % (1 << 63))
-            return torch.randn(shape, generator=generator, dtype=torch.float64) * noise.sigma
+            size = (*shape, *[position + 1] * keyed)
+            values = torch.randn(size, generator=generator, dtype=torch.float64) * noise.sigma
+            if not keyed:
+                return values
+            own = min(position + 1, length)
+            drawn[..., first[row] : first[row] + own] = values[..., :own]
+            drawn[..., width : width + position + 1 - own] = values[..., own:]
+            return drawn
 
         @cache
         def column(c: int) -> Tensor:
-            drawn = (entry(row, c) for row in range(self.prompts.batch))
-            return torch.stack([torch.zeros(shape, dtype=torch.float64) if d is None else d for d in drawn])
+            return torch.stack([entry(row, c) for row in range(self.prompts.batch)])
 
         def draw(x: Tensor, frame: Frame) -> Tensor:
-            drawn = torch.stack([column(c) for c in range(frame.start, frame.stop)], dim=1)
-            return frame.of_rows(drawn.to(x.device, x.dtype))
+            columns = [column(c) for c in range(frame.start, frame.stop)]
+            if keyed:
+                columns = [_of_keys(values, frame, x.shape[-1]) for values in columns]
+            return frame.of_rows(torch.stack(columns, dim=1).to(x.device, x.dtype))
 
         return draw
 
@@ -471,17 +510,48 @@ def evaluate(condition: Condition, x: Tensor, frame: Frame) -> None:
     frame.held[condition] = cosine > condition.threshold if condition.above else cosine < condition.threshold
 
 
-def _with_new_keys(values: Tensor, site: Site) -> Callable[[Tensor, Frame], Tensor]:
-    """Values (rows|1 pos unit …) of the frame; attention values leave out the keys that were generated since."""
+def _of_columns(values: Tensor, site: Site) -> Callable[[Tensor, Frame], Tensor]:
+    """Values (rows|1 pos unit …) of the frame's rows and columns; attention values of the keys that it has in hand."""
+    fill = torch.finfo(values.dtype).min if site.name == "scores" else 0.0
 
     def placed(x: Tensor, frame: Frame) -> Tensor:
-        part = _window(values, frame).to(x.device, x.dtype)
-        if site.name in ("scores", "pattern") and part.shape[-1] < x.shape[-1]:
-            lowest = torch.finfo(x.dtype).min if site.name == "scores" else 0.0
-            part = torch.nn.functional.pad(part, (0, x.shape[-1] - part.shape[-1]), value=lowest)
-        return part
+        part = _window(values, frame)
+        if site.name in ATTENTION:
+            part = _of_keys(part, frame, x.shape[-1], fill)
+        return part.to(x.device, x.dtype)
 
     return placed
+
+
+def _of_keys(values: Tensor, frame: Frame, keys: int, fill: float = 0.0) -> Tensor:
+    """Values (… column) of the `keys` columns up to the frame's last: a sliding window's cache has dropped the others.
+
+    `fill` stands for columns that have no value: they were generated since.
+    """
+    first = frame.stop - keys
+    part = values[..., first : frame.stop]
+    return torch.nn.functional.pad(part, (0, keys - part.shape[-1]), value=fill)
+
+
+def _check_heads(edit: Edit, origin: Site, values: Tensor, site: Site, heads: int) -> None:
+    """`EditError` where another run's values (rows pos head key) are not attention of as many heads."""
+    if values.ndim != 4 or origin.name not in ATTENTION:
+        raise EditError(
+            f"{edit}: {origin} has no keys, {site} has; take scores from scores and a pattern from a pattern"
+        )
+    if (own := values.shape[2]) != heads:
+        raise EditError(f"{edit}: {origin} has {own} head{'s' * (own != 1)}, {site} has {heads}")
+
+
+def _check_keys(edit: Edit, row: int, scores: Tensor, source: Sequence[int], target: Sequence[int]) -> None:
+    """`EditError` where a query sees no key (of scores (query head key)) that the query it takes scores from sees."""
+    seen = (scores > torch.finfo(scores.dtype).min / 2).any(1)
+    alike = (seen[source] & seen[target]).any(-1)
+    if not bool(alike.all()):
+        raise EditError(
+            f"{edit}: in row {row} a query sees none of the keys that have scores in the run it takes them from: a "
+            "sliding window has left them behind; take scores from a position less than the window's width away"
+        )
 
 
 def _set(value: Callable[[Tensor, Frame], Tensor]) -> Op:

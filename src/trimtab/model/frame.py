@@ -34,6 +34,8 @@ class Frame:
     variants: Tensor | None = None
     ids: Tensor | None = None
     held: dict[Condition, Tensor] = field(default_factory=dict)
+    given: Prompts | None = None
+    """The prompts as the caller has them, where they were padded anew: values for each column follow their columns."""
 
     @classmethod
     def whole(cls, prompts: Prompts) -> Frame:

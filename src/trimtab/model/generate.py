@@ -9,10 +9,9 @@ processors, and each row draws from a generator of its own, so a row's text does
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -25,13 +24,14 @@ from transformers import (
 )
 
 from trimtab.errors import EditError, PromptError, nearest
-from trimtab.model.edits import Compiler, Source
+from trimtab.model.edits import Source
 from trimtab.model.frame import Frame
 from trimtab.model.prompts import Prompts, SpanLike
 from trimtab.model.protocols import Dictionary
+from trimtab.model.provenance import Call
 from trimtab.model.steps import edit_steps, spelled_out
 from trimtab.model.weights import patched
-from trimtab.values.edit import Edit, Intervention
+from trimtab.values.provenance import Provenance
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM, Edits, Text
@@ -48,6 +48,12 @@ class Generation:
     prompts: Prompts
     ids: tuple[tuple[int, ...], ...]
     texts: tuple[str, ...]
+    made: Call | None = field(default=None, repr=False)
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Where this comes from, worked out when it is first asked for."""
+        return None if self.made is None else self.made.provenance
 
     def __str__(self) -> str:
         return "\n\n".join(self.texts)
@@ -93,6 +99,10 @@ class Options(TypedDict, total=False):
     bos: bool | None
 
 
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop", "cache")
+"""The options that say how tokens are picked."""
+
+
 def generate(lm: LM, prompts: Text, edit: Edits = None, **options: Unpack[Options]) -> Generation:
     """Continue prompts, with edits on; the options are those of `Options`.
 
@@ -107,7 +117,8 @@ def generate(lm: LM, prompts: Text, edit: Edits = None, **options: Unpack[Option
         for row, token in zip(rows, piece.ids, strict=True):
             if token is not None:
                 row.append(token)
-    return Generation(steps.prompts, tuple(map(tuple, rows)), tuple(_text(lm, row) for row in rows))
+    texts = tuple(_text(lm, row) for row in rows)
+    return Generation(steps.prompts, tuple(map(tuple, rows)), texts, steps.call(edit))
 
 
 def stream(lm: LM, prompts: Text, edit: Edits = None, **options: Unpack[Options]) -> Iterator[Piece]:
@@ -136,11 +147,31 @@ class _Steps:
             raise PromptError(
                 f"max_new_tokens must be at least 1 and temperature at least 0, got {self.most} and {self.temperature}"
             )
+        positions, needed = lm.positions, self.prompts.width + self.most - 1  # the last token of all is not read
+        if positions is not None and needed > positions:
+            raise PromptError(
+                f"the longest prompt has {self.prompts.width} tokens, and {lm.name} has {positions} positions: "
+                f"max_new_tokens is at most {positions - self.prompts.width + 1} here, got {self.most}"
+            )
         stop = options.get("stop", ())
         self.stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in self.stops:
             raise PromptError("a stop text is empty, and every text contains it: leave it out")
         _check_ranges(options)
+
+    def call(self, edit: Edits) -> Call:
+        """What is done here, for its provenance; what became of chat, system and BOS is known to the prompts."""
+        plain = {name: value for name, value in self.options.items() if name in SAMPLING}
+        seed, intervention = plain.get("seed", 0), spelled_out(edit, self.lm.anatomy) or None
+        return Call(
+            self.lm,
+            self.prompts,
+            "generate",
+            lambda: plain,
+            edit=intervention,
+            runs=self.options.get("runs"),
+            seed=seed if isinstance(seed, int) else None,
+        )
 
     def run(self, edit: Edits) -> Iterator[Piece]:
         """Step by step; hooks live for the length of a step."""
@@ -149,12 +180,13 @@ class _Steps:
         rows = [_Row(lm, self.stops, _ends(lm)) for _ in range(prompts.batch)]
         ids, mask, start = prompts.ids, prompts.mask, 0
         store = DynamicCache(config=lm.hf.config) if options.get("cache", True) else None
-        intervention = self._padded(spelled_out(edit, lm.anatomy))
-        compiled = lm.compile(intervention.edits, prompts, options.get("runs"), options.get("dictionaries"))
+        intervention = spelled_out(edit, lm.anatomy)
+        compiled = lm.compile(intervention.edits, prompts, options.get("runs"), options.get("dictionaries"), self.given)
         steps = edit_steps(compiled, lm.anatomy)
         frame = Frame.whole(prompts)
         for left in range(self.most - 1, -1, -1):
-            frame = Frame(prompts, prompts.batch, start, ids.shape[1] - start, ids=ids, held=frame.held)
+            length = ids.shape[1] - start
+            frame = Frame(prompts, prompts.batch, start, length, ids=ids, held=frame.held, given=self.given)
             if tuple(lm.active) != self.blocks:
                 raise EditError(
                     "the stream was begun with other lm.edited blocks around it: read it where it was begun"
@@ -170,24 +202,6 @@ class _Steps:
             start = 0 if store is None else ids.shape[1]
             ids = torch.cat([ids, new[:, None].to(ids.device)], dim=1)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-
-    def _padded(self, intervention: Intervention) -> Intervention:
-        """Arrays with an entry for each column, moved as the prompts were to be padded on the left."""
-        if self.given is self.prompts:
-            return intervention
-        compiler = self.lm.compiler(self.given, self.options.get("runs"), self.options.get("dictionaries"))
-        return intervention.with_(edits=tuple(self._moved(edit, compiler) for edit in intervention.edits))
-
-    def _moved(self, edit: Edit, compiler: Compiler) -> Edit:
-        site = self.lm.anatomy.resolve(edit.site)
-        if not isinstance(edit.value, np.ndarray) or not compiler.for_each_column(edit, site):
-            return edit
-        if site.name in ("scores", "pattern") and edit.value.ndim == 4:
-            raise EditError(f"{edit}: give values for each query and key with prompts that are padded on the left")
-        n, width = self.given.batch, self.given.width
-        value = np.broadcast_to(edit.value, (n, *edit.value.shape[1:]))
-        columns = (np.arange(width) + self.given.lengths.cpu().numpy()[:, None]) % width
-        return edit.with_(value=value[np.arange(n)[:, None], columns])
 
 
 def _check_ranges(options: Options) -> None:

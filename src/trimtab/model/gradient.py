@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,9 +20,11 @@ from trimtab.model.frame import Frame
 from trimtab.model.hooks import Look, Step
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary, Readout
+from trimtab.model.provenance import Call, about
 from trimtab.model.run import Run
 from trimtab.model.steps import spelled_out
 from trimtab.model.taps import Tap
+from trimtab.values.provenance import Provenance
 from trimtab.values.site import Site
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ class Gradients:
     value: Tensor
     activations: Run
     gradients: Run
+    made: Call | None = field(default=None, repr=False)
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Where this comes from, worked out when it is first asked for."""
+        return None if self.made is None else self.made.provenance
 
 
 def gradients(
@@ -58,6 +66,10 @@ def gradients(
     `EditError` for a readout that does not give one number for each row.
     """
     prompts = lm.prompts(prompts)
+    if not readout.differentiable:
+        raise EditError(
+            f"{readout.name} moves in steps, so its gradient says nothing: read a log probability or a logit difference"
+        )
     wanted = lm.sites(sites)
     for site in wanted:
         if site.view is not None:
@@ -68,9 +80,14 @@ def gradients(
             raise SiteError(f"{site}: experts run as one fused operation, with no gradient at single ones; use mlp_out")
         if site != site.whole:
             raise SiteError(f"{site}: gradients are taken at whole sites; ask for {site.whole} and index the result")
+    intervention = spelled_out(edit, lm.anatomy)
+
+    def options() -> dict[str, object]:
+        return {"readout": about(readout), "sites": [str(site) for site in wanted]}
+
     held: dict[Site, tuple[Tensor, Tap]] = {}
     steps = [Step(site, look=_holder(site, held)) for site in wanted]
-    hooked = lm.hooked(prompts, edit, runs, dictionaries, steps)
+    hooked = lm.hooked(prompts, intervention, runs, dictionaries, steps)
     with _frozen(lm), torch.enable_grad(), hooked:
         logits = lm.call(prompts).logits
         value = _number(readout, logits, prompts)
@@ -89,9 +106,13 @@ def gradients(
         part = torch.zeros_like(activations[site]) if grad is None else tap.layout.gradient(grad, batch, width)
         mask = real.to(part.device)
         found[site] = part if bool(mask.all()) else part * mask.view(*mask.shape, *[1] * (part.ndim - 2))
-    edited = bool(spelled_out(edit, lm.anatomy)) or bool(lm.active)
+    made = Call(lm, prompts, "gradients", options, edit=intervention or None, runs=runs)
+    edited = bool(intervention) or bool(lm.active)
     return Gradients(
-        value.detach(), Run(prompts, logits.detach(), activations, edited), Run(prompts, None, found, edited)
+        value.detach(),
+        Run(prompts, logits.detach(), activations, edited, made=made),
+        Run(prompts, None, found, edited, made=made),
+        made,
     )
 
 

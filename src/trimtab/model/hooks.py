@@ -14,14 +14,18 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from trimtab.errors import SiteError
+from trimtab.errors import EditError, SiteError
 from trimtab.model import attention, experts
 from trimtab.model.anatomy import Anatomy
 from trimtab.model.frame import Frame
 from trimtab.model.taps import Tap
 from trimtab.values.site import Site
+
+KEYS = {"rot_k": 2, "scores": 3}
+"""The axis of keys in what attention shows."""
 
 Change = Callable[[Tensor, Frame], Tensor]
 """(the site's tensor (batch pos unit …), frame) -> the tensor to go on with."""
@@ -188,17 +192,29 @@ class Hooks:
         for tap, step in steps:
             by_name[step.site.name].append((tap, step))
 
-        def act(name: str, tensor: Tensor) -> Tensor:
+        def act(name: str, tensor: Tensor, seen: attention.Seen | None = None) -> Tensor:
+            frame = self.frame()
+            if frame is None:
+                return tensor
+            if name in KEYS and tensor.shape[KEYS[name]] > frame.stop:
+                raise EditError(
+                    f"{steps[0][1].site}: {tensor.shape[KEYS[name]]} keys for the {frame.stop} tokens so far: inside "
+                    "attention, a cache of fixed size cannot be followed; generate with the default cache"
+                )
             if name not in by_name:
                 return tensor
-            frame = self.frame()
-            if frame is None or name != "rot_k":
-                return self._run(by_name[name], tensor, frame)
-            # Keys come with those of earlier columns, which are kept as they were before any edit: every pass edits
-            # them all
-            keys = tensor.shape[2]
-            whole = replace(frame, start=frame.stop - keys, length=keys)
-            return self._run(by_name[name], tensor, whole)
+            if name == "rot_k":
+                # Keys come with those of earlier columns, which are kept as they were before any edit: every pass
+                # edits them all
+                keys = tensor.shape[2]
+                frame = replace(frame, start=frame.stop - keys, length=keys)
+            for tap, step in by_name[name]:
+                new = self._run([(tap, step)], tensor, frame)
+                if seen is not None and (new is not tensor or new.requires_grad):
+                    # what is masked stays masked, whatever an edit makes of it, and so has no slope
+                    new = torch.where(seen(), new, tensor.detach())
+                tensor = new
+            return tensor
 
         return act
 

@@ -30,6 +30,7 @@ from trimtab.model.hooks import Hooks, Step
 from trimtab.model.identities import check_anatomy
 from trimtab.model.prompts import Prompts, single_token
 from trimtab.model.protocols import Dictionary
+from trimtab.model.provenance import Call
 from trimtab.model.run import Run, Stop, reader
 from trimtab.model.steps import Edits, edit_steps, spelled_out
 from trimtab.model.store import harvest
@@ -88,6 +89,11 @@ class LM:
         """The attention implementation that the model is set to."""
         return str(self.hf.config._attn_implementation)
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions its table of them has; None where positions are computed (rotary, ALiBi)."""
+        return self.hf.config.max_position_embeddings if self.anatomy.family.position_table else None
+
     # Addresses
     # -----------------------------------------------------------------------------------------------------------
 
@@ -97,9 +103,10 @@ class LM:
             prompts = source.to(self.device) if source.ids.device != self.device else source
         else:
             prompts = Prompts.of(source, self.tokenizer, device=self.device, **options)
-        limit = self.hf.config.max_position_embeddings if self.anatomy.family.position_table else prompts.width
-        if prompts.width > limit:
-            raise PromptError(f"the longest prompt has {prompts.width} tokens, and {self.name} has {limit} positions")
+        if self.positions is not None and prompts.width > self.positions:
+            raise PromptError(
+                f"the longest prompt has {prompts.width} tokens, and {self.name} has {self.positions} positions"
+            )
         return prompts
 
     def token(self, text: str) -> int:
@@ -153,7 +160,8 @@ class LM:
             except Stop:
                 out = None
         edited = bool(edit) or bool(self.active)
-        return Run(prompts, out if logits else None, {s: found[s] for s in wanted}, edited, self)
+        made = Call(self, prompts, "run", lambda: {"read": [str(s) for s in sites]}, edit=edit or None, runs=runs)
+        return Run(prompts, out if logits else None, {s: found[s] for s in wanted}, edited, self, made)
 
     def call(self, prompts: Prompts, **options: Any) -> Any:
         """The Hugging Face model on these prompts, with explicit mask and position ids and no cache."""
@@ -192,12 +200,16 @@ class LM:
         prompts: Prompts,
         runs: Mapping[str, Source] | None = None,
         dictionaries: Mapping[str, Dictionary] | None = None,
+        given: Prompts | None = None,
     ) -> list[Compiled]:
-        """Edits made ready for these prompts, without those of strength zero. `EditError` where one does not fit."""
+        """Edits made ready for these prompts, without those of strength zero; `given` as in `Compiler`.
+
+        `EditError` where one does not fit.
+        """
         edits = list(edits)
         if not edits:
             return []
-        compiler = self.compiler(prompts, runs, dictionaries)
+        compiler = self.compiler(prompts, runs, dictionaries, given)
         return [compiled for edit in edits if (compiled := compiler(edit)) is not None]
 
     def compiler(
@@ -205,10 +217,13 @@ class LM:
         prompts: Prompts,
         runs: Mapping[str, Source] | None = None,
         dictionaries: Mapping[str, Dictionary] | None = None,
+        given: Prompts | None = None,
     ) -> Compiler:
-        """What turns edits into compiled ones for these prompts."""
+        """What turns edits into compiled ones for these prompts; `given` as in `Compiler`."""
         dtype = self.dtype if self.dtype.is_floating_point and self.dtype.itemsize >= 4 else torch.float32
-        return Compiler(prompts, runs or {}, dictionaries or {}, self.device, dtype, self.shape, self.anatomy.resolve)
+        return Compiler(
+            prompts, runs or {}, dictionaries or {}, self.device, dtype, self.shape, self.anatomy.resolve, given
+        )
 
     @contextmanager
     def framed(self, frame: Frame) -> Iterator[Frame]:
@@ -311,11 +326,14 @@ class LM:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the weights, names included, in order, without patches; worked out again when weights change."""
+        """SHA-256 of the weights, names included, in order, without patches; worked out again when weights change.
+
+        A change is told by the tensors' places, versions and some of their entries: a few milliseconds.
+        """
         weights = self.hf.state_dict()
         for block in reversed(self.active):
             weights |= block.originals
-        now = tuple((name, w.data_ptr(), w._version, w.dtype) for name, w in sorted(weights.items()))  # noqa: SLF001
+        now = tuple((name, w.data_ptr(), w._version, w.dtype, _some(w)) for name, w in sorted(weights.items()))  # noqa: SLF001
         if self._hash is None or self._hash[0] != now:
             digest = hashlib.sha256()
             for name, weight in sorted(weights.items()):
@@ -323,6 +341,11 @@ class LM:
                 digest.update(weight.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
             self._hash = now, digest.hexdigest()
         return self._hash[1]
+
+
+def _some(weight: Tensor) -> tuple[float, ...]:
+    """Some entries of a weight: what is written through `weight.data` leaves its version as it was."""
+    return tuple(weight.detach().reshape(-1)[:: max(1, weight.numel() // 8)].double().tolist())
 
 
 def _stopper(readers: Sequence[Step], todo: set[Site]) -> Step:

@@ -245,6 +245,19 @@ class Prompts:
             tokens=tuple(self.tokens[row] for row in chosen),
         )
 
+    def with_spans(self, **spans: Positions) -> Prompts:
+        """The same prompts with further spans, given as the positions (row, then real tokens from 0) that they cover.
+
+        PromptError where a span has not one entry for each row, or reaches beyond its row.
+        """
+        for name, places in spans.items():
+            if len(places) != self.batch:
+                raise PromptError(f'the span "{name}" must have positions for each of {self.batch} rows')
+            for row, (positions, tokens) in enumerate(zip(places, self.tokens, strict=True)):
+                if positions and not 0 <= min(positions) <= max(positions) < len(tokens):
+                    raise PromptError(f'the span "{name}" of row {row} reaches beyond its {len(tokens)} tokens')
+        return replace(self, spans={**self.spans, **spans})
+
     def align(self, other: Prompts) -> None:
         """Make sure that each row of `other` has as many tokens as the row of these, so that positions correspond.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -49,6 +49,10 @@ class Readout:
     unit: str = ""
     rows: int | None = None
     """How many rows it was made for; None for any number."""
+    ragged: bool = False
+    """Rows may have different numbers of positions: a short row repeats its last one, for `function` to ignore."""
+    differentiable: bool = True
+    """Whether a gradient of it says anything."""
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens.ndim == 2:
@@ -63,6 +67,17 @@ class Readout:
             return self.value(logits[..., tokens], rows)
         return self.value(logits.gather(-1, tokens[rows][:, None].expand(-1, logits.shape[1], -1)), rows)
 
+    def of_rows(self, which: Sequence[int]) -> Readout:
+        """The same readout for prompts that are only these rows of those it was made for."""
+        at, inner = torch.tensor(list(which)), self.function
+        tokens = self.tokens if self.tokens is None or self.tokens.ndim == 1 else self.tokens[at]
+        return replace(
+            self,
+            function=lambda logits, rows: inner(logits, at.to(rows.device)[rows]),
+            tokens=tokens,
+            rows=None if self.rows is None else len(at),
+        )
+
     def value(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The number(s) of each row from the logits that are read (batch pos token); `EditError` for another shape."""
         value = self.function(logits, rows)
@@ -74,11 +89,13 @@ class Readout:
         return value
 
     def columns(self, prompts: Prompts) -> Tensor:
-        """(batch pos) absolute columns that are read; every row must have equally many."""
+        """(batch pos) absolute columns that are read; every row must have equally many, or the readout be `ragged`."""
         if self.rows not in (None, prompts.batch):
             raise PromptError(f"{self.name} was made for {self.rows} rows, and the prompts have {prompts.batch} rows")
         positions = prompts.positions(self.where)
         counts = {len(p) for p in positions}
+        if self.ragged and min(counts):
+            return torch.tensor([[*p, *[p[-1]] * (max(counts) - len(p))] for p in positions], dtype=torch.long)
         if len(counts) != 1:
             raise PromptError(
                 f"{self.name} reads {self.where}, {min(counts)} to {max(counts)} tokens in different rows; read "

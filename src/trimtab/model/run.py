@@ -17,7 +17,9 @@ from trimtab.model.frame import Frame
 from trimtab.model.hooks import Step
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
+from trimtab.model.provenance import Call
 from trimtab.model.taps import Tap
+from trimtab.values.provenance import Provenance
 from trimtab.values.site import Site
 
 
@@ -42,6 +44,12 @@ class Run:
     """Whether edits were on: only unedited runs of equal prompts have equal activations."""
     origin: object = field(default=None, repr=False)
     """The model that was run; None for a run made by hand."""
+    made: Call | None = field(default=None, repr=False)
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Where this comes from, worked out when it is first asked for; None for a run made by hand."""
+        return None if self.made is None else self.made.provenance
 
     def __getitem__(self, site: str | Site) -> Tensor:
         site = Site.parse(site)

@@ -1,0 +1,55 @@
+"""How often a study claims an effect where there is none: `python -m benchmarks.null [--json] [--only NAME …]`.
+
+Forty quick studies of tasks whose labels were tossed first, each with another seed, all through the whole pipeline but
+for what no verdict depends on (samples, other tasks, most of the capability set). At most 5 % may end in "found".
+`--rounds 0.1` makes it four. About half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from itertools import cycle, islice
+from pathlib import Path
+
+from trimtab.studies.store import Store
+
+import trimtab
+from benchmarks.measure import Case, arguments, present, say
+
+RUNS, LIMIT = 40, 0.05
+TASKS = ("sentiment", "honesty", "truth", "formality", "capitals", "gender", "ioi", "refusal")
+LIGHT = {"quick": True, "shuffle_labels": True, "others": 0, "samples": 0, "capability": 20}
+
+
+def claims(tasks: tuple[str, ...], runs: int, folder: Path) -> list[tuple[str, int, str]]:
+    """The task, seed and verdict of each of so many studies of tossed labels."""
+    lm = trimtab.load("smollm2-135m-instruct")
+    found = []
+    for seed, task in enumerate(islice(cycle(tasks), runs)):
+        study = trimtab.study(task, model=lm, store=Store(folder), seed=seed, **LIGHT)
+        study.run()
+        found.append((task, seed, study.verdict.outcome))
+        say(f"{seed + 1:>3} of {runs}: {task} with seed {seed}: {study.verdict.outcome}")
+    return found
+
+
+def main() -> int:
+    options = arguments(__doc__ or "")
+    runs = max(1, round(RUNS * options.rounds))
+    with tempfile.TemporaryDirectory() as folder:
+        found = claims(tuple(options.only or TASKS), runs, Path(folder))
+    counts = Counter(outcome for _, _, outcome in found)
+    share = counts["found"] / runs
+    note = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items())) + f", of {runs}"
+    cases = [Case("false_claims", share, "share", LIMIT, share <= LIMIT, note=note)]
+    cases += [
+        Case(f"false_claims_{task}", sum(t == task and o == "found" for t, _, o in found) / n, "share", note=f"of {n}")
+        for task, n in Counter(task for task, _, _ in found).items()
+    ]
+    return present("Studies of tossed labels on the bundled model", cases, as_json=options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What a study will cost before it runs: examples, candidates, points, and forward work in tokens through the model.
+
+Upper bounds: work that the engine saves (layers below an edit, positions before it, cells that change nothing) is not
+taken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from trimtab.evaluate.texts import part
+from trimtab.studies.context import WIDE
+from trimtab.studies.validate import DRAWS
+from trimtab.tasks import builtin
+from trimtab.tasks.measure import measure, sides
+
+if TYPE_CHECKING:
+    from trimtab.studies.study import Study
+
+BACKWARD = 2
+"""A backward pass in forward passes."""
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """Examples in each part, the most candidates and points, and the tokens that each stage runs at most."""
+
+    task: str
+    model: str
+    examples: Mapping[str, int]
+    groups: Mapping[str, int]
+    candidates: int
+    points: int
+    draws: int
+    tokens: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """Tokens of all stages."""
+        return sum(self.tokens.values())
+
+    def plain(self) -> dict[str, object]:
+        """As JSON holds it."""
+        return {**asdict(self), "total": self.total}
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{n} {name} ({self.groups[name]} groups)" for name, n in self.examples.items())
+        lines = [
+            f"{self.task} on {self.model}: {parts} examples, no group in two parts",
+            f"at most {self.candidates} candidates, {self.points} points, {self.draws} draws of each control",
+            *(f"{stage:<9} {tokens:>10,} tokens" for stage, tokens in self.tokens.items()),
+            f"{'in all':<9} {self.total:>10,} tokens through the model at most. Nothing was run",
+        ]
+        return "\n".join(lines)
+
+
+def plan(study: Study) -> StudyPlan:
+    """The plan of a study: its task is tokenised, nothing is run."""
+    lm, settings, parts = study.lm, study.settings, study.parts
+    both = sides(lm, parts.train)
+    train = int(sum(prompts.lengths.sum() for prompts in both))
+    asked = {name: int(measure(lm, task).prompts.lengths.sum()) for name, task in parts._asdict().items()}
+    candidates = min(
+        settings.candidates * len(settings.objects), settings.budget // 2 // ((1 + DRAWS) * asked["validation"])
+    )
+    wide, units = (sum((o in WIDE) == is_wide for o in settings.objects) for is_wide in (True, False))
+    places = min(wide * settings.sites, settings.sites * 2) + units
+    points = places * len(settings.scopes) * len(settings.coefficients) + units * len(settings.factors)
+    neutral_tokens = settings.search_passages * settings.search_tokens
+    point = asked["validation"] + neutral_tokens
+    points = min(points, settings.budget // 2 // point)
+    screens = len(settings.screens) * len(settings.objects)
+    contrasts = [name for name in builtin.names() if builtin.task(name).shape == "contrast"]
+    matched = 4 * settings.search_tokens * 3
+    return StudyPlan(
+        task=study.task.name,
+        model=settings.model,
+        examples={name: len(task) for name, task in parts._asdict().items()},
+        groups={name: len(set(task.groups)) for name, task in parts._asdict().items()},
+        candidates=candidates,
+        points=points,
+        draws=settings.draws,
+        tokens={
+            "screen": screens * (train + (1 + BACKWARD) * asked["train"]),
+            "validate": candidates * (1 + DRAWS) * asked["validation"],
+            "steer": points * point,
+            "evaluate": 2 * len(part("test")) * settings.test_tokens
+            + 2 * settings.capability * 10
+            + 3 * settings.draws * (matched + asked["test"] + asked["validation"])
+            + 2 * len(contrasts) * settings.others * asked["test"] // max(len(parts.test), 1)
+            + 2 * settings.samples * settings.new_tokens,
+        },
+    )

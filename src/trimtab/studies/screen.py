@@ -1,0 +1,101 @@
+"""Stage 1, screen: cheap scores over everything that is searched, and the places that they propose.
+
+Scores that need no intervention are often wrong about what matters: they propose, and the next stage disposes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from trimtab import locate
+from trimtab.studies.context import WIDE, Context, method
+from trimtab.tasks.means import mean_difference
+from trimtab.values.findings import Candidate, Screening
+from trimtab.values.scores import Scores
+from trimtab.values.site import Site
+
+KEPT = 200
+"""Units of a kind with a score in a file each, such as neurons, of which only so many are kept for each method."""
+
+
+def screen(context: Context) -> Screening:
+    """Scores of every kind of object by every screening method on the train part, and the best places of each kind."""
+    settings, task = context.settings, context.parts.train
+    work = [(kind, name) for kind in settings.objects for name in settings.screens]
+    shared: dict[str, Any] = {}
+    if task.shape == "contrast":  # the texts' mean activations, read once for every method that can use them
+        every = [f"L*.{kind}" for kind in settings.objects]
+        progress = context.step("activations of both sides", 0.0, 0.2)
+        shared["differences"] = mean_difference(context.lm, task, every, progress=progress)
+    kept: list[Scores] = []
+    proposed: dict[str, list[list[Candidate]]] = {kind: [] for kind in settings.objects}
+    for i, (kind, name) in enumerate(work):
+        start, stop = (0.2 + 0.8 * n / len(work) for n in (i, i + 1))
+        progress = context.step(f"{name.replace('_', ' ')} of {kind}", start, stop)
+        score = method(locate, name)
+        takes = inspect.signature(score).parameters
+        options = {key: value for key, value in {**shared, "progress": progress}.items() if key in takes}
+        scores: Scores = score(context.lm, task, f"L*.{kind}", **options)
+        kept.append(timeless(scores if scores.array[0].size <= KEPT * 10 else strongest(scores, KEPT)))
+        proposed[kind].append(candidates(scores, kind, with_span=task.shape == "counterfactual"))
+    chosen = [c for kind in settings.objects for c in taking_turns(proposed[kind], settings.candidates)]
+    return Screening(tuple(kept), tuple(chosen), len(task))
+
+
+def candidates(scores: Scores, kind: str, *, with_span: bool) -> list[Candidate]:
+    """The places of a score, the largest first; a unit that is scored at several spans counts once, at its best one.
+
+    The span stays in the address where it says which activation is meant (prompts of clean and corrupt that
+    correspond), and not where texts were only summarised over it.
+    """
+    found: dict[str, Candidate] = {}
+    sizes = np.abs(scores.mean()).ravel()
+    sites = [str(site) for site in scores.sites()]
+    for i in np.argsort(-np.nan_to_num(sizes), kind="stable"):
+        if not sizes[i] > 0:
+            break
+        unit = sites[i].partition("@")[0]
+        if unit not in found:
+            name = sites[i] if with_span else unit
+            found[unit] = Candidate(name, kind, scores.method, float(scores.mean().ravel()[i]), len(found) + 1)
+        if len(found) >= 10 * KEPT:
+            break
+    return list(found.values())
+
+
+def taking_turns(lists: list[list[Candidate]], most: int) -> list[Candidate]:
+    """The first `most` different places, taken from each method's list in turn; the first method to name one has it."""
+    taken: dict[str, Candidate] = {}
+    for turn in zip_longest(*lists):
+        for candidate in turn:
+            if candidate is not None and len(taken) < most:
+                taken.setdefault(candidate.site.partition("@")[0], candidate)
+    return [c.with_(rank=rank) for rank, c in enumerate(taken.values(), 1)]
+
+
+def strongest(scores: Scores, most: int) -> Scores:
+    """The `most` places of largest mean as scores with one axis of sites; what a method found of many thousands."""
+    mean = np.nan_to_num(np.abs(scores.mean())).ravel()
+    which = np.argsort(-mean, kind="stable")[:most]
+    sites = [str(site) for site in scores.sites()]
+    return scores.with_(
+        array=scores.array.reshape(len(scores), -1)[:, which].astype(np.float32),
+        dims=("example", "site"),
+        coords={"site": tuple(sites[i] for i in which)},
+        site="{site}",
+    )
+
+
+def timeless(scores: Scores) -> Scores:
+    """Without the time at which they were made: the same study finds the same, whenever it is run."""
+    made = scores.provenance
+    return scores if made is None else scores.with_(provenance=made.with_(created=""))
+
+
+def is_wide(site: Site) -> bool:
+    """Whether a site is as wide as the residual stream."""
+    return site.name in WIDE

@@ -1,0 +1,169 @@
+"""Settings of a study: what is searched, with what methods, at what cost. A TOML file says them, or keyword arguments.
+
+Every one has a default, so `task` alone is a study. An unknown key is refused with the nearest valid one. `QUICK` is
+the same study in about two minutes: fewer examples, draws and points, and so wider intervals.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from trimtab.errors import StudyError, nearest
+
+Object = Literal["resid_post", "attn_out", "mlp_out", "head", "neuron"]
+
+
+class Settings(BaseModel):
+    """The resolved configuration of a study, as it is saved with the run.
+
+    Numbers of examples are the most that are taken from a part; `budget` is the forward work of the validation and
+    the search together, in tokens through the whole model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+    task: str
+    """A built-in task or a file that `trimtab task check` reads."""
+    model: str = "smollm2-135m-instruct"
+    dtype: str | None = None
+    device: str | None = None
+    seed: int = Field(0, ge=0)
+    quick: bool = False
+    shuffle_labels: bool = False
+    """Toss the labels of every example first: a study of nothing, which must find nothing."""
+
+    objects: tuple[Object, ...] = Field(("resid_post", "head", "neuron"), min_length=1)
+    """What is searched: residual stream, sublayer outputs, attention heads, MLP neurons."""
+    screens: tuple[str, ...] = Field(("magnitude_contrast", "attribution_patching"), min_length=1)
+    """The functions of `locate` that propose candidates."""
+    steerers: tuple[str, ...] = Field(("difference_of_means", "scale"), min_length=1)
+    """The functions of `steer` that are searched at the validated sites."""
+    scopes: tuple[str, ...] = Field(("all", "-1:"), min_length=1)
+    """Where vectors are added: everywhere, or from the last token of the prompt on."""
+    coefficients: tuple[float, ...] = Field((0.5, 1.0, 1.5, 2.0, 3.0), min_length=1)
+    """Of vectors, in units of the raw mean difference."""
+    factors: tuple[float, ...] = Field((0.0, 0.5, 2.0, 3.0), min_length=1)
+    """Of scalings of the located heads and neurons."""
+    kl_limit: float = Field(0.3, gt=0)
+    """Nats of KL per token on neutral text that the picked intervention may cost."""
+
+    candidates: int = Field(8, ge=1)
+    """Of each kind of object that are put to the test."""
+    sites: int = Field(4, ge=1)
+    """Validated residual or sublayer sites at which vectors are searched."""
+    train: int = Field(48, ge=4)
+    validation: int = Field(20, ge=4)
+    test: int = Field(48, ge=4)
+    draws: int = Field(20, ge=2)
+    """Of each control."""
+    search_tokens: int = Field(64, ge=24)
+    """Of each neutral passage read in the search."""
+    search_passages: int = Field(8, ge=2)
+    test_tokens: int = Field(170, ge=24)
+    """Of each neutral passage read in the evaluation."""
+    capability: int = Field(400, ge=20)
+    """Items of the capability set at most."""
+    others: int = Field(16, ge=0)
+    """Examples of each other contrast task on which entanglement is measured; 0 leaves it out."""
+    samples: int = Field(6, ge=0)
+    """Prompts that are continued before and after."""
+    new_tokens: int = Field(32, ge=1)
+    budget: int = Field(400_000, ge=1)
+
+    @field_validator("scopes")
+    @classmethod
+    def _readable(cls, scopes: tuple[str, ...]) -> tuple[str, ...]:
+        from trimtab.values.scope import Scope
+
+        for scope in scopes:
+            Scope.parse(scope)
+        return scopes
+
+    @field_validator("coefficients", "factors")
+    @classmethod
+    def _some_change(cls, numbers: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(numbers)) < len(numbers):
+            raise ValueError("the numbers repeat")
+        return numbers
+
+    @classmethod
+    def of(cls, **given: object) -> Settings:
+        """Settings from keyword arguments; StudyError for an unknown one or a value that does not fit."""
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        for key in given:
+            if key not in cls.model_fields:
+                raise StudyError(
+                    f'a study has no setting "{key}"{nearest(key, cls.model_fields)}: there are '
+                    f"{', '.join(cls.model_fields)}"
+                )
+        if given.get("quick"):
+            given = {**QUICK, **given}
+        try:
+            return cls(**given)  # pyright: ignore[reportArgumentType]
+        except ValidationError as error:
+            raise StudyError("; ".join(_told(problem) for problem in error.errors())) from None
+
+    @classmethod
+    def read(cls, path: Path, **given: object) -> Settings:
+        """Settings from a TOML file, overruled by keyword arguments; StudyError that names the file.
+
+        A task that is a file is looked for beside the TOML file.
+        """
+        try:
+            found = tomllib.loads(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise StudyError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise StudyError(f"{path} cannot be read: {error}") from error
+        try:
+            settings = cls.of(**{**found, **given})
+        except StudyError as error:
+            raise StudyError(f"{path}: {error}") from None
+        beside = path.parent / settings.task
+        return settings.model_copy(update={"task": str(beside)}) if beside.is_file() else settings
+
+    def with_(self, **changes: object) -> Self:
+        """A copy with some settings changed and checked."""
+        return type(self).of(**{**self.model_dump(), **changes})  # pyright: ignore[reportReturnType]
+
+    def plain(self) -> dict[str, object]:
+        """As JSON holds them."""
+        return self.model_dump(mode="json")
+
+    def digest(self, *names: str) -> str:
+        """SHA-256 of all settings, or of those named."""
+        part = self.model_dump(mode="json", include=set(names) or None)
+        return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+
+
+QUICK: Mapping[str, object] = {
+    "candidates": 4,
+    "sites": 2,
+    "train": 20,
+    "validation": 10,
+    "test": 24,
+    "search_tokens": 40,
+    "search_passages": 4,
+    "test_tokens": 80,
+    "coefficients": (1.0, 1.5, 2.0),
+    "factors": (0.0, 2.0),
+    "capability": 100,
+    "others": 6,
+    "samples": 3,
+    "new_tokens": 24,
+    "budget": 60_000,
+}
+
+
+def _told(problem: Mapping[str, object]) -> str:
+    """One problem that pydantic found, in our words."""
+    where = problem.get("loc") or ()
+    name = ".".join(str(part) for part in where) if isinstance(where, tuple) else str(where)
+    return f"{name}: {problem.get('msg')}, got {problem.get('input')!r}"

@@ -1,0 +1,312 @@
+"""Study: from a behaviour to a verified, measured intervention, in five stages that are kept on disk.
+
+    study = trimtab.study("sentiment", model="smollm2-135m-instruct")
+    study.run()
+    print(study.verdict)
+    lm.generate("The film was", edit=study.intervention)
+
+A stage whose inputs have not changed is not run again, so a run that was killed goes on where it was. The test part is
+first looked at in the evaluation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from trimtab.errors import StudyError
+from trimtab.report.study import study_html
+from trimtab.studies.context import Context, Report
+from trimtab.studies.findings import ABOUT, KINDS, findings, numbers, provenance, tables
+from trimtab.studies.folder import RunFolder, settings_hash
+from trimtab.studies.settings import Settings
+from trimtab.studies.store import Store
+from trimtab.values.edit import Intervention
+from trimtab.values.findings import STAGES, Evaluation, Findings, Screening, Search, Validation, Verdict
+from trimtab.values.saved import Saved
+
+if TYPE_CHECKING:
+    from trimtab.model.lm import LM
+    from trimtab.tasks.task import Parts, Task
+
+T = TypeVar("T", bound=Saved)
+
+VERSION = 1
+"""Of what the stages compute: a change here makes every stage run again."""
+Listener = Callable[[str, str, float], None]
+"""Told the stage, what is being done in it, and the share of it that is done."""
+
+
+class Study:
+    """A study of one task on one model. `run()` runs what has not been run; results are read from its folder.
+
+    Made by `trimtab.study(...)`. `lm` and `task` may be given ready made; the settings then only name them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        lm: LM | None = None,
+        task: Task | None = None,
+        store: Store | None = None,
+        folder: RunFolder | None = None,
+    ) -> None:
+        self.settings = settings
+        self.store = store or Store()
+        self.folder = folder
+        self._lm, self._task = lm, task
+
+    def __repr__(self) -> str:
+        where = "not run yet" if self.folder is None else f"{self.folder.state.status}, {self.folder.path.name}"
+        return f"<Study of {self.settings.task} on {self.settings.model}: {where}>"
+
+    # What is studied
+    # -------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def lm(self) -> LM:
+        """The model, loaded when it is first needed."""
+        if self._lm is not None:
+            return self._lm
+        from trimtab.model.load import load
+
+        return load(self.settings.model, dtype=self.settings.dtype, device=self.settings.device)
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, without the examples that the model's tokenizer cannot do."""
+        from trimtab.tasks import builtin
+        from trimtab.tasks.files import load_task
+        from trimtab.tasks.fit import fit
+
+        task = self._task
+        if task is None:
+            known = self.settings.task in builtin.names() or not Path(self.settings.task).exists()
+            task = builtin.task(self.settings.task) if known else load_task(self.settings.task)
+        fitted = fit(self.lm, task).task
+        return fitted.shuffled(self.settings.seed) if self.settings.shuffle_labels else fitted
+
+    @cached_property
+    def parts(self) -> Parts:
+        """Train, validation and test part, as large as the settings ask for, sharing no group."""
+        from trimtab.tasks.task import Parts
+
+        settings = self.settings
+        split = self.task.split(settings.seed)
+        most = (settings.train, settings.validation, settings.test)
+        return Parts(*(part.take(n, settings.seed) for part, n in zip(split, most, strict=True)))
+
+    # Running
+    # -------------------------------------------------------------------------------------------------------------
+
+    def run(self, listener: Listener | None = None, *, fresh: bool = False) -> Study:
+        """Run the stages that have not been run, writing each as it ends, and the report.
+
+        An unfinished run of the same settings in the store is taken up again, unless `fresh`. What is raised, also
+        by Ctrl-C, leaves the run as it was after its last stage.
+
+        Raises StudyError where another process runs it, or the budget does not pay for one candidate.
+        """
+        settings = self.settings.plain()
+        if self.folder is None and not fresh:
+            self.folder = self.store.unfinished(self.name, settings_hash(settings))
+        if self.folder is None:
+            self.folder = self.store.create(self.name, settings)
+        with self.folder.lock():
+            try:
+                self.folder.begin(model=self.settings.model, model_hash=self.lm.hash, task=self.task.name)
+                self.store.update(self.folder)
+                self._about()
+                self._stages(listener or (lambda stage, what, share: None))
+                self._write()
+                self.folder.finish("finished", verdict=self.verdict.outcome, metrics=numbers(self.evaluation))
+            except KeyboardInterrupt:
+                self._end("interrupted")
+                raise
+            except BaseException as error:
+                self._end("failed", str(error) or type(error).__name__)
+                raise
+            finally:
+                self.store.update(self.folder)
+        return self
+
+    def _end(self, status: str, error: str | None = None) -> None:
+        """Say how the run ended, as far as that can still be written."""
+        assert self.folder is not None
+        try:
+            self.folder.finish(status, error=error)  # pyright: ignore[reportArgumentType]
+            self.folder.log(status, error=error)
+        except OSError:
+            return
+
+    def _stages(self, listener: Listener) -> None:
+        from trimtab.studies.judge import evaluate
+        from trimtab.studies.screen import screen
+        from trimtab.studies.search import search
+        from trimtab.studies.validate import validate
+        from trimtab.studies.verdict import conclude
+
+        def context(stage: str) -> Context:
+            report: Report = lambda what, share: listener(stage, what, min(share, 1.0))  # noqa: E731
+            return Context(self.lm, self.parts, self.settings, report)
+
+        def told(stage: str, work: Callable[[Context], T]) -> T:
+            return self._stage(stage, lambda: work(context(stage)), listener)
+
+        screening = told("screen", screen)
+        validation = told("validate", lambda c: validate(c, screening))
+        found = told("steer", lambda c: search(c, validation))
+        evaluation = told("evaluate", lambda c: evaluate(c, screening, found))
+        told("verdict", lambda c: conclude(self.task.name, validation, found, evaluation))
+
+    def _stage(self, stage: str, work: Callable[[], T], listener: Listener) -> T:
+        """What a stage finds, read where it has run on the same inputs."""
+        folder = self.folder
+        assert folder is not None
+        inputs = self._inputs(stage)
+        if folder.has(stage, inputs):
+            listener(stage, "as before", 1.0)
+            return folder.read(stage, KINDS[stage])  # pyright: ignore[reportReturnType]
+        folder.forget(*STAGES[STAGES.index(stage) :])
+        folder.log("began", stage=stage)
+        began = time.monotonic()
+        found = work()
+        seconds = time.monotonic() - began
+        folder.write(stage, found, inputs, seconds)
+        folder.log("ended", stage=stage, seconds=round(seconds, 3))
+        self.store.update(folder)
+        listener(stage, "done", 1.0)
+        return found
+
+    def _inputs(self, stage: str) -> str:
+        """The hash of everything that a stage's result depends on."""
+        assert self.folder is not None
+        done = self.folder.state.stages
+        before = STAGES[: STAGES.index(stage)]
+        given = {
+            "version": VERSION,
+            "stage": stage,
+            "model": self.lm.hash,
+            "dtype": str(self.lm.dtype),
+            "task": self.task.digest,
+            "settings": self.settings.digest(),
+            "before": [done[name].digest for name in before],
+        }
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+
+    def _about(self) -> None:
+        """What the task is, in a file beside the results, so that a report needs neither task nor model."""
+        assert self.folder is not None
+        about = {
+            "name": self.task.name,
+            "about": self.task.about,
+            "poles": list(self.task.poles),
+            "digest": self.task.digest,
+            "examples": {name: len(part) for name, part in self.parts._asdict().items()},
+            "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "attention": self.lm.attention,
+            "provenance": json.loads(provenance(self.lm, self.parts.test, self.settings).to_json()),
+        }
+        self.folder.write_text(ABOUT, json.dumps(about, indent=1, ensure_ascii=False))
+
+    def _write(self) -> None:
+        """The artefacts: scores, intervention, tables, report."""
+        assert self.folder is not None
+        for i, scores in enumerate(self.screening.scores):
+            kind = self.settings.objects[i // len(self.settings.screens)]
+            self.folder.write_scores(f"{kind}-{scores.method}", scores)
+        self.folder.write_intervention(self.intervention)
+        found = self.findings
+        for name, table in tables(found).items():
+            self.folder.write_table(name, table)
+        self.folder.write_text("report.html", study_html(found))
+
+    # What was found
+    # -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """Of the task, or of the file that it is in."""
+        task = self.settings.task if self._task is None else self._task.name
+        return Path(task).stem
+
+    def _found(self, stage: str) -> Saved:
+        if self.folder is None or stage not in self.folder.state.stages:
+            raise StudyError(f"this study has no {stage} stage yet: call run() first")
+        return self.folder.read(stage, KINDS[stage])
+
+    @property
+    def screening(self) -> Screening:
+        """What the first stage found; StudyError before it has run, as for those below."""
+        return self._found("screen")  # pyright: ignore[reportReturnType]
+
+    @property
+    def validation(self) -> Validation:
+        """What the second stage found."""
+        return self._found("validate")  # pyright: ignore[reportReturnType]
+
+    @property
+    def search(self) -> Search:
+        """What the third stage found."""
+        return self._found("steer")  # pyright: ignore[reportReturnType]
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What the fourth stage found."""
+        return self._found("evaluate")  # pyright: ignore[reportReturnType]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The sentences at the end."""
+        return self._found("verdict")  # pyright: ignore[reportReturnType]
+
+    @property
+    def intervention(self) -> Intervention:
+        """The picked intervention, empty where none was found worth picking; `lm.run` and `lm.generate` take it."""
+        made = self.findings.provenance
+        return self.search.intervention.with_(name=f"{self.name} ({self.verdict.outcome})", provenance=made)
+
+    @property
+    def findings(self) -> Findings:
+        """All of it as one plain value, which reports read."""
+        if self.folder is None:
+            raise StudyError("this study has found nothing yet: call run() first")
+        return findings(self.folder)
+
+
+def study(
+    task: str | Task | Path,
+    *,
+    model: str | LM | None = None,
+    store: Store | Path | str | None = None,
+    **settings: object,
+) -> Study:
+    """A study of a task on a model, not run yet: `.run()` runs it, `.verdict` and `.intervention` are what it found.
+
+    Args:
+        task: the name of a built-in task, a task file, a TOML file of settings, or a `Task`.
+        model: a name or path to load, or an `LM`.
+        store: where runs are kept: a folder or a `Store`; by default `$TRIMTAB_RUNS`, else `runs` here.
+        settings: those of `Settings`, such as `quick=True`, `seed=1`, `kl_limit=0.2`, `objects=("head",)`.
+
+    Raises StudyError for an unknown setting, with the nearest one, or a value that does not fit.
+
+    >>> trimtab.study("sentiment", quick=True).run().verdict  # doctest: +SKIP
+    """
+    lm = None if model is None or isinstance(model, str) else model
+    if lm is not None:
+        settings["model"] = lm.name
+    elif model is not None:
+        settings["model"] = model
+    kept = store if isinstance(store, Store) else Store(store)
+    if not isinstance(task, str | Path):
+        return Study(Settings.of(task=task.name, **settings), lm=lm, task=task, store=kept)
+    if Path(task).suffix == ".toml":
+        return Study(Settings.read(Path(task), **settings), lm=lm, store=kept)
+    return Study(Settings.of(task=str(task), **settings), lm=lm, store=kept)

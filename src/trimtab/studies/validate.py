@@ -1,0 +1,107 @@
+"""Stage 2, validate: every candidate is put to the test by intervening there, against random places like it.
+
+Clean and corrupt prompts that correspond are patched: the clean run's activation is put into the corrupt run. Contrast
+texts do not correspond to the questions that are asked, so there the mean difference between their two sides is
+added. Both are exact. A unit is compared with random units of its layer; a site as wide as the residual stream with
+Gaussian noise of the same size. A candidate that does no more than these is listed as a false positive.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trimtab import locate
+from trimtab.errors import StudyError
+from trimtab.evaluate.effect import effects
+from trimtab.studies.context import Context
+from trimtab.studies.screen import is_wide
+from trimtab.tasks.means import mean_difference
+from trimtab.values.edit import Edit, Intervention, Noise
+from trimtab.values.findings import Candidate, Check, Estimate, Screening, Validation
+from trimtab.values.scope import Scope
+from trimtab.values.site import Site
+
+DRAWS = 3
+"""Random places that each candidate is compared with."""
+
+
+def validate(context: Context, screening: Screening) -> Validation:
+    """What intervening at each candidate does on the validation part.
+
+    Candidates are taken in turns from the kinds of object, as many as half of the budget pays for; StudyError where
+    that is not even one.
+    """
+    lm, task, source = context.lm, context.parts.validation, context.parts.train
+    chosen = _affordable(context, screening.candidates)
+    patches = task.shape == "counterfactual"
+    rng = np.random.default_rng(context.settings.seed)
+    sites = [Site.parse(c.site) for c in chosen]
+    controls = [[] if is_wide(site) else _like(lm.anatomy.units(site.base), site, sites, rng) for site in sites]
+    every = list(dict.fromkeys([*sites, *(site for part in controls for site in part)]))
+    progress = context.step("patching candidates" if patches else "shifting candidates", 0.05, 0.8)
+    if patches:
+        scores = locate.patching(lm, task, every, progress=progress)
+    else:
+        scores = locate.shift(lm, task, every, source=source, progress=progress)
+    moved = {site: scores.array[:, i] for i, site in enumerate(every)}
+    noise = _noise(context, [site for site in sites if is_wide(site)], patches)
+    checks = []
+    for candidate, site, others in zip(chosen, sites, controls, strict=True):
+        draws = noise[site] if is_wide(site) else np.stack([moved[other] for other in others])
+        checks.append(_checked(candidate, moved[site], draws, task.groups))
+    how = (
+        "the clean run's activation put into the corrupt run (exact activation patching)"
+        if patches
+        else "the mean difference between the two sides' activations added while the question is read (exact)"
+    )
+    return Validation(tuple(checks), how, context.validation.unit, len(task))
+
+
+def _affordable(context: Context, candidates: tuple[Candidate, ...]) -> list[Candidate]:
+    """The candidates that half of the budget pays for, the best of each kind first."""
+    prompts = context.validation.prompts
+    each = (1 + DRAWS) * int(prompts.lengths.sum())
+    most = context.settings.budget // 2 // each
+    if candidates and most < 1:
+        raise StudyError(
+            f"a budget of {context.settings.budget:,} tokens does not pay for one candidate: testing one takes "
+            f"{each:,} tokens of the half that is for it; give a budget of {2 * each:,} or more, or fewer validation "
+            "examples"
+        )
+    return sorted(candidates, key=lambda c: c.rank)[:most]
+
+
+def _like(units: int, site: Site, taken: list[Site], rng: np.random.Generator) -> list[Site]:
+    """Random other units of the same layer at the same positions, none of them a candidate if that can be helped."""
+    (own,) = site.index or (0,)
+    candidates = {i for other in taken if other.whole == site.whole for i in other.index or ()} | {own}
+    free = [i for i in range(units) if i not in candidates] or [i for i in range(units) if i != own]
+    return [site.with_(index=(int(i),)) for i in rng.permutation(free)[:DRAWS]]
+
+
+def _noise(context: Context, sites: list[Site], patches: bool) -> dict[Site, np.ndarray]:
+    """(draw example) what Gaussian noise of the size of the difference does at each wide site."""
+    if not sites:
+        return {}
+    source = context.parts.validation if patches else context.parts.train
+    means = mean_difference(context.lm, source, sites)
+    variants = []
+    for site in sites:
+        size = means.pairs(site) if patches else means.difference(site)[None]
+        sigma = float(np.sqrt((size**2).mean(-1)).mean())
+        for draw in range(DRAWS):
+            seed = context.settings.seed * 1000 + draw
+            where = site.at or Scope("all")
+            edit = Edit(site.with_(at=None), "noise", Noise(max(sigma, 1e-12), seed), where=where)
+            variants.append(Intervention((edit,)))
+    found = effects(context.lm, context.validation, variants, progress=context.step("noise of that size", 0.8, 1.0))
+    return {site: found.changes[i * DRAWS : (i + 1) * DRAWS] for i, site in enumerate(sites)}
+
+
+def _checked(candidate: Candidate, moved: np.ndarray, draws: np.ndarray, groups: tuple[str, ...]) -> Check:
+    """A candidate's effect against its controls', each turned so that its own mean is positive."""
+    effect = Estimate.of(moved, groups)
+    turned = draws * np.where(draws.mean(1, keepdims=True) < 0, -1.0, 1.0)
+    difference = Estimate.of(moved * (1.0 if effect.mean >= 0 else -1.0) - turned.mean(0), groups)
+    works = effect.excludes_zero and difference.low > 0
+    return Check(candidate, effect, Estimate.of(turned.mean(0), groups), difference, works)

@@ -1,0 +1,122 @@
+"""Stage 5, verdict: a few sentences made from the numbers. An effect counts when it beats every control."""
+
+from __future__ import annotations
+
+from trimtab.values.findings import Estimate, Evaluation, Search, Validation, Verdict
+
+
+def conclude(name: str, validation: Validation, found: Search, evaluation: Evaluation) -> Verdict:
+    """Whether an intervention was found, how strong it is, what it costs, and what speaks against it.
+
+    "not found" when nothing was picked; "not beaten" when a control does as much; else "found".
+    """
+    sentences = [_validated(validation)]
+    if found.picked is None:
+        return Verdict("not found", (_nothing(name, validation, found), *sentences, *_probes(evaluation)))
+    point = found.points[found.picked]
+    unbeaten = [control for control in evaluation.controls if not control.beaten]
+    right_way = evaluation.effect.low > 0
+    change = f"{_with(evaluation.effect)} {evaluation.outcome.unit}"
+    what = f"{_words(point.method)} at {point.site} (coefficient {point.coefficient:g}, {_scope(point.scope)})"
+    if unbeaten or not right_way:
+        reason = _names([control.name for control in unbeaten]) or "zero"
+        head = (
+            f"No effect that counts: {what} moves {name} by {change} on held-out groups, which does not beat {reason}."
+        )
+    else:
+        head = f"Found: {what} moves {name} by {change} on held-out groups, more than every control."
+    sentences = [
+        head,
+        _cost(evaluation),
+        *_differences(evaluation),
+        *sentences,
+        *_caveats(evaluation),
+        *_probes(evaluation),
+    ]
+    return Verdict("not beaten" if unbeaten or not right_way else "found", tuple(sentences))
+
+
+def _nothing(name: str, validation: Validation, found: Search) -> str:
+    if not validation.working:
+        return f"Not found: none of the {len(validation.checks)} candidates for {name} does more than its controls."
+    if not found.points:
+        return f"Not found: none of the steering methods asked for applies to what was validated for {name}."
+    if not any(point.allowed for point in found.points):
+        least = min(point.kl for point in found.points)
+        return (
+            f"Not found: every point costs more than {found.limit:g} nats of KL per token on neutral text; the "
+            f"cheapest costs {least:.2g}."
+        )
+    return (
+        f"Not found: none of the {len(found.points)} points tried moves {name} by more than zero on the validation "
+        f"part within {found.limit:g} nats of KL per token."
+    )
+
+
+def _validated(validation: Validation) -> str:
+    total, working = len(validation.checks), len(validation.working)
+    if not total:
+        return "The screen proposed no candidates."
+    return (
+        f"Of {total} screened candidates {working} did something beyond their controls when intervened on; "
+        f"{total - working} ({(total - working) / total:.0%}) were false positives."
+    )
+
+
+def _cost(evaluation: Evaluation) -> str:
+    before, after = evaluation.perplexity
+    right = evaluation.capability.difference()
+    return (
+        f"It costs {evaluation.kl.mean:.2g} nats of KL per token on neutral text [{evaluation.kl.low:.2g}, "
+        f"{evaluation.kl.high:.2g}], takes perplexity there from {before:.3g} to {after:.3g}, and changes accuracy on "
+        f"unrelated items by {100 * right.mean:+.1f} points [{100 * right.low:.1f}, {100 * right.high:.1f}]."
+    )
+
+
+def _differences(evaluation: Evaluation) -> list[str]:
+    parts = [f"{control.name} {_with(control.difference)}" for control in evaluation.controls]
+    return (
+        [f"At the same KL it goes beyond each control by, in {evaluation.outcome.unit}s: {'; '.join(parts)}."]
+        if parts
+        else []
+    )
+
+
+def _caveats(evaluation: Evaluation) -> list[str]:
+    found = []
+    if evaluation.wrong_way > 0:
+        found.append(f"{evaluation.wrong_way:.0%} of the test examples move the wrong way.")
+    moved = [e for e in evaluation.entangled if e.standardised.excludes_zero and abs(e.standardised.mean) > 0.5]
+    if moved:
+        moved.sort(key=lambda e: -abs(e.standardised.mean))
+        names = ", ".join(f"{e.task} ({e.standardised.mean:+.1f} SD)" for e in moved)
+        found.append(f"It also moves other behaviours: {names}.")
+    if evaluation.prompt_only is not None:
+        prompt = evaluation.prompt_only.difference()
+        found.append(
+            f"An instruction alone moves the same number by {_with(Estimate(*prompt, len(evaluation.prompt_only)))}."
+        )
+    return found
+
+
+def _probes(evaluation: Evaluation) -> list[str]:
+    return [
+        f"The {name} is {value.mean:.2f} [{value.low:.2f}, {value.high:.2f}] on held-out groups."
+        for name, value in evaluation.figures.items()
+    ]
+
+
+def _with(estimate: Estimate) -> str:
+    return f"{estimate.mean:+.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _words(method: str) -> str:
+    return method.replace("_", " ")
+
+
+def _scope(scope: str) -> str:
+    return {"all": "all positions", "-1:": "from the last prompt token on"}.get(scope, f"at {scope}")
+
+
+def _names(names: list[str]) -> str:
+    return " and ".join(names)

@@ -1,0 +1,204 @@
+"""Metrics as readouts: the number that is made of the logits of each row.
+
+Each takes the words that the behaviour calls for (`Choice` of answers) and those it does not (distractors), one set
+for each row, and gives a `Readout` whose `differentiable` says whether gradients of it mean anything. A new metric is a
+function here; its name is the metric's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from trimtab.errors import TaskError, nearest
+from trimtab.model.protocols import Readout
+from trimtab.values.scope import Scope
+
+Function = Callable[[Tensor, Tensor], Tensor]
+Metric = str | Function
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """For each row a set of token ids: `ids` (row choice), of which those in `real` (row choice) count."""
+
+    ids: Int[Tensor, "row choice"]
+    real: Bool[Tensor, "row choice"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Choice:
+        """From the token ids of each row, of which there may be different numbers."""
+        most = max(len(row) for row in rows)
+        ids = torch.tensor([[*row, *[row[0]] * (most - len(row))] for row in rows])
+        return cls(ids, torch.arange(most) < torch.tensor([len(row) for row in rows])[:, None])
+
+
+def logit_diff(answers: Choice, distractors: Choice, where: str | Scope = "last") -> Readout:
+    """Mean logit of the answers minus mean logit of the distractors, in logits."""
+
+    def function(z: Tensor, rows: Tensor) -> Tensor:
+        a, d = _both(z, rows, answers, distractors)
+        return _mean(a) - _mean(d)
+
+    return _of_tokens(function, answers, distractors, where, "logit_diff", "logit")
+
+
+def log_prob_diff(answers: Choice, distractors: Choice, where: str | Scope = "last") -> Readout:
+    """log p(any answer) − log p(any distractor), in nats: the log odds between the two sets."""
+
+    def function(z: Tensor, rows: Tensor) -> Tensor:
+        a, d = _both(z, rows, answers, distractors)
+        return a.logsumexp(-1) - d.logsumexp(-1)
+
+    return _of_tokens(function, answers, distractors, where, "log_prob_diff", "nat")
+
+
+def log_prob(answers: Choice, distractors: Choice, where: str | Scope = "last") -> Readout:
+    """log p(any answer), in nats."""
+    return _of_all(lambda logp, a, d: a.logsumexp(-1), answers, distractors, where, "log_prob", "nat")
+
+
+def prob(answers: Choice, distractors: Choice, where: str | Scope = "last") -> Readout:
+    """p(any answer)."""
+    return _of_all(lambda logp, a, d: a.logsumexp(-1).exp(), answers, distractors, where, "prob", "probability")
+
+
+def prob_diff(answers: Choice, distractors: Choice, where: str | Scope = "last") -> Readout:
+    """p(any answer) − p(any distractor)."""
+
+    def function(logp: Tensor, a: Tensor, d: Tensor) -> Tensor:
+        return a.logsumexp(-1).exp() - d.logsumexp(-1).exp()
+
+    return _of_all(function, answers, distractors, where, "prob_diff", "probability")
+
+
+def log_odds(answers: Choice, distractors: Choice, where: str | Scope = "last") -> Readout:
+    """log p(any answer) − log p(anything else), in nats: the refusal score of Arditi et al. 2024 (arXiv 2406.11717)."""
+
+    def function(logp: Tensor, a: Tensor, d: Tensor) -> Tensor:
+        inside = a.logsumexp(-1)
+        return inside - torch.log(-torch.expm1(inside.clamp(max=-1e-12)))
+
+    return _of_all(function, answers, distractors, where, "log_odds", "nat")
+
+
+def rank(answers: Choice, distractors: Choice, where: str | Scope = "last") -> Readout:
+    """The best rank of an answer in the vocabulary, 1 being the top; of no use to gradients."""
+
+    def function(logp: Tensor, a: Tensor, d: Tensor) -> Tensor:
+        return (logp > a.amax(-1, keepdim=True)).sum(-1).to(logp.dtype) + 1
+
+    return _of_all(function, answers, distractors, where, "rank", "rank", differentiable=False)
+
+
+def accuracy(answers: Choice, distractors: Choice, where: str | Scope = "last") -> Readout:
+    """1 where the likeliest of all answers and distractors is an answer, else 0; of no use to gradients."""
+
+    def function(z: Tensor, rows: Tensor) -> Tensor:
+        a, d = _both(z, rows, answers, distractors)
+        return (a.amax(-1) > d.amax(-1)).to(z.dtype)
+
+    return _of_tokens(function, answers, distractors, where, "accuracy", "share", differentiable=False)
+
+
+BY_NAME = {f.__name__: f for f in (log_prob_diff, logit_diff, log_prob, prob, prob_diff, log_odds, rank, accuracy)}
+
+
+def readout(metric: Metric, answers: Choice, distractors: Choice) -> Readout:
+    """The readout of a metric, given by name or as a function of the last logits (batch pos vocab) and rows (batch)."""
+    if callable(metric):
+        return Readout(metric, name=getattr(metric, "__name__", "metric"), rows=len(answers.ids))
+    if metric not in BY_NAME:
+        raise TaskError(f'unknown metric "{metric}"{nearest(metric, BY_NAME)}: there are {", ".join(BY_NAME)}')
+    return BY_NAME[metric](answers, distractors)
+
+
+def sequence_log_prob(
+    targets: Choice, where: str | Scope, weight: Float[Tensor, "row"], name: str, unit: str = "nat"
+) -> Readout:
+    """weight · Σ log p(target): of each row the log-likelihood of the tokens `targets` (row token), in nats.
+
+    `where` names the positions that predict them, as many as the row has targets; `weight` (row) signs or averages it.
+    """
+
+    def function(logits: Tensor, rows: Tensor) -> Tensor:
+        n = min(logits.shape[1], targets.ids.shape[1])
+        at, real = (part.to(logits.device)[rows, :n] for part in (targets.ids, targets.real))
+        picked = torch.log_softmax(_wide(logits[:, :n]), -1).gather(-1, at[..., None])[..., 0]
+        return torch.where(real, picked, 0.0).sum(-1) * weight.to(picked)[rows]
+
+    return Readout(function, Scope.parse(where), None, name, unit, len(targets.ids), ragged=True)
+
+
+def kl(clean: Float[Tensor, "row pos vocab"], real: Bool[Tensor, "row pos"], where: str | Scope = "last") -> Readout:
+    """KL(clean ‖ read) at each position of each row (row pos), in nats per token; NaN where `real` is not.
+
+    `clean` are log-probabilities of the unedited model at the positions of `where`.
+    """
+
+    def function(logits: Tensor, rows: Tensor) -> Tensor:
+        n = logits.shape[1]
+        ours = clean.to(logits.device)[rows, :n]
+        apart = ours - torch.log_softmax(_wide(logits), -1)
+        gap = torch.where(ours > -torch.inf, ours.exp() * apart, 0.0).sum(-1)  # what is impossible weighs nothing
+        return torch.where(real.to(logits.device)[rows, :n], gap, torch.nan)
+
+    return Readout(function, Scope.parse(where), None, "kl", "nat", len(clean), ragged=True)
+
+
+def _both(z: Tensor, rows: Tensor, answers: Choice, distractors: Choice) -> tuple[Tensor, Tensor]:
+    """The read logits (batch pos answers+distractors) parted at the one position; those that do not count at −inf."""
+    z, cut = z.squeeze(1), answers.ids.shape[1]
+    real = torch.cat([answers.real, distractors.real], 1).to(z.device)[rows]
+    z = z.masked_fill(~real, -torch.inf)
+    return z[:, :cut], z[:, cut:]
+
+
+def _mean(z: Tensor) -> Tensor:
+    there = z > -torch.inf
+    return torch.where(there, z, 0.0).sum(-1) / there.sum(-1)
+
+
+def _of_tokens(
+    function: Function,
+    answers: Choice,
+    distractors: Choice,
+    where: str | Scope,
+    name: str,
+    unit: str,
+    differentiable: bool = True,
+) -> Readout:
+    """A readout of the logits of answers and distractors alone."""
+    tokens = torch.cat([answers.ids, distractors.ids], 1)
+    return Readout(function, Scope.parse(where), tokens, name, unit, differentiable=differentiable)
+
+
+def _of_all(
+    function: Callable[[Tensor, Tensor, Tensor], Tensor],
+    answers: Choice,
+    distractors: Choice,
+    where: str | Scope,
+    name: str,
+    unit: str,
+    differentiable: bool = True,
+) -> Readout:
+    """A readout of the whole distribution: `function` gets log-probabilities (batch vocab), of answers, of
+    distractors."""
+
+    def read(logits: Tensor, rows: Tensor) -> Tensor:
+        logp = torch.log_softmax(_wide(logits.squeeze(1)), -1)
+        parts = [
+            logp.gather(-1, c.ids.to(logp.device)[rows]).masked_fill(~c.real.to(logp.device)[rows], -torch.inf)
+            for c in (answers, distractors)
+        ]
+        return function(logp, *parts)
+
+    return Readout(read, Scope.parse(where), None, name, unit, len(answers.ids), differentiable=differentiable)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype.itemsize < 4 else logits

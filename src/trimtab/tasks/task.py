@@ -1,0 +1,163 @@
+"""Task: examples of one behaviour, the number that says how much of it a model shows, and parts that share no group.
+
+A task is a value made of texts: it knows no model. `tasks.fit` leaves out what a model's tokenizer cannot do,
+`tasks.measure` makes prompts and a readout of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from trimtab.errors import TaskError
+from trimtab.tasks.example import Contrast, Counterfactual, Example
+from trimtab.tasks.metrics import Metric
+from trimtab.values.content import Content
+
+LEAST = 60
+"""Examples that a built-in task keeps at least, after filtering by the tokenizer."""
+SHARES = (0.45, 0.2, 0.35)
+"""Of the examples, in train, validation and test part, as near as whole groups allow."""
+
+Shape = Literal["counterfactual", "contrast"]
+
+
+class Parts(NamedTuple):
+    """Three tasks that share no group: to find with, to choose with, to judge with."""
+
+    train: Task
+    validation: Task
+    test: Task
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Task(Content):
+    """Examples of one shape, and what is measured.
+
+    `metric` is a name of `tasks.metrics` or a function of logits (batch pos vocab) and rows (batch) that gives (batch).
+    `about` says in a sentence what the task is; `poles` are words for its two sides (positive or clean first). `chat`
+    puts prompts, questions and texts with a system prompt into the model's chat template, with `system` as the system
+    prompt of questions. `read` is the scope over which activations of contrast texts are averaged ("text": all its
+    tokens but a row's very first, which draws attention whatever it says; "last").
+
+    `instruction` asks for the positive side in words, the prompt-only baseline: it goes before a question, or into the
+    system prompt of a chat.
+
+    Raises TaskError without examples, or where they are of both shapes or repeat.
+    """
+
+    name: str
+    examples: tuple[Counterfactual, ...] | tuple[Contrast, ...]
+    about: str = ""
+    metric: Metric = "log_prob_diff"
+    poles: tuple[str, str] = ("positive", "negative")
+    chat: bool = False
+    system: str | None = None
+    read: str = "text"
+    instruction: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "examples", tuple(self.examples))
+        kinds = {type(example) for example in self.examples}
+        if not kinds <= {Counterfactual, Contrast} or len(kinds) != 1:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "no examples"
+            raise TaskError(f"the examples of a task are all Counterfactual or all Contrast; {self.name} has {names}")
+        repeated = [example for example, times in Counter(self.examples).items() if times > 1]
+        if repeated:
+            raise TaskError(f"{self.name} has {len(repeated)} examples more than once, such as {repeated[0]!r}")
+
+    @property
+    def shape(self) -> Shape:
+        """Which of the two shapes its examples have."""
+        return "counterfactual" if isinstance(self.examples[0], Counterfactual) else "contrast"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The group of each example."""
+        return tuple(example.group for example in self.examples)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def only(self, which: Iterable[int]) -> Task:
+        """The task with some of its examples, in the order given."""
+        return self.of([self.examples[i] for i in which])
+
+    def of(self, examples: Sequence[Example]) -> Task:
+        """The task with other examples."""
+        return self.with_(examples=tuple(examples))
+
+    def take(self, most: int, seed: int = 0) -> Task:
+        """At most so many examples, drawn at random but spread evenly over the groups."""
+        if most < 1:
+            raise TaskError(f"at least one example must be taken, got {most}")
+        if most >= len(self):
+            return self
+        rng = np.random.default_rng(seed)
+        waiting = [list(rng.permutation(members)) for members in self._members().values()]
+        waiting = [waiting[i] for i in rng.permutation(len(waiting))]
+        rounds = [queue[turn] for turn in range(max(map(len, waiting))) for queue in waiting if turn < len(queue)]
+        return self.only(sorted(int(i) for i in rounds[:most]))
+
+    def shuffled(self, seed: int) -> Task:
+        """With the two sides of every example swapped or not by the toss of a coin: a task with nothing to find.
+
+        Questions keep their answers. The tosses are balanced: half of the examples are swapped.
+        """
+        coins = np.arange(len(self)) % 2 == 0
+        np.random.default_rng(seed).shuffle(coins)
+        return self.of([e.swapped() if coin else e for e, coin in zip(self.examples, coins, strict=True)])
+
+    def split(self, seed: int = 0, shares: tuple[float, float, float] = SHARES) -> Parts:
+        """Train, validation and test part; every group is whole in one of them, so no template or topic is in two.
+
+        Groups are dealt in a random order, each to the part that is furthest below its share. TaskError with fewer
+        than three groups.
+        """
+        members = self._members()
+        if len(members) < 3:
+            raise TaskError(
+                f"{self.name} has {len(members)} group(s), {', '.join(members)}: parts that share no group need three "
+                "or more; give each example the group (template, topic, entity) that it belongs to"
+            )
+        if len(shares) != 3 or min(shares) <= 0:
+            raise TaskError(f"shares are three positive numbers, such as {SHARES}, got {shares!r}")
+        rng = np.random.default_rng(seed)
+        names = [list(members)[i] for i in rng.permutation(len(members))]
+        names.sort(key=lambda name: -len(members[name]))
+        wanted = np.array(shares) / sum(shares) * len(self)
+        dealt: list[list[int]] = [[], [], []]
+        for turn, name in enumerate(names):
+            empty = [i for i in range(3) if not dealt[i]]
+            must = len(names) - turn <= len(empty)
+            part = min(empty if must else range(3), key=lambda i: len(dealt[i]) / wanted[i])
+            dealt[part] += members[name]
+        return Parts(*(self.only(sorted(part)) for part in dealt))
+
+    def _members(self) -> dict[str, list[int]]:
+        """The examples of each group, groups in order of appearance."""
+        members: dict[str, list[int]] = {}
+        for i, group in enumerate(self.groups):
+            members.setdefault(group, []).append(i)
+        return members
+
+    def _content(self) -> object:
+        metric = self.metric if isinstance(self.metric, str) else getattr(self.metric, "__qualname__", "callable")
+        return {
+            "is": "Task",
+            "examples": self.examples,
+            "metric": metric,
+            "chat": self.chat,
+            "system": self.system,
+            "read": self.read,
+            "instruction": self.instruction,
+        }
+
+    def __repr__(self) -> str:
+        groups = len(set(self.groups))
+        return f"<Task {self.name}: {len(self)} {self.shape} examples in {groups} groups, {self.metric}>"

@@ -1,0 +1,240 @@
+"""The pipeline on a random two-layer model: all stages, resuming after every kind of end, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trimtab
+from tests.studies.small import contrast, counterfactual, digests, study
+from trimtab.errors import FileError, StudyError
+from trimtab.studies.store import Store
+from trimtab.studies.study import Study
+from trimtab.values.edit import Intervention
+from trimtab.values.findings import STAGES
+
+HERE = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Study:
+    return study(tmp_path_factory.mktemp("runs")).run()
+
+
+def test_all_stages_and_artefacts(whole):
+    folder = whole.folder
+    assert folder.state.status == "finished"
+    assert list(folder.state.stages) == list(STAGES)
+    assert folder.state.verdict == whole.verdict.outcome
+    names = {path.name for path in folder.path.iterdir()}
+    assert {
+        "run.json",
+        "report.html",
+        "intervention.safetensors",
+        "intervention.json",
+        "metrics.parquet",
+        "samples.parquet",
+        "log.jsonl",
+        "scores",
+        "stages",
+    } <= names
+    saved = Intervention.load(folder.path / "intervention.safetensors")
+    assert saved == whole.intervention
+    assert saved.provenance.model_hash == whole.lm.hash
+    page = (folder.path / "report.html").read_text(encoding="utf-8")
+    assert whole.verdict.sentences[0].split(":")[0] in page
+
+
+def test_parts_share_no_group_and_the_test_part_is_judged(whole):
+    train, validation, test = (set(part.groups) for part in whole.parts)
+    assert not train & validation | train & test | validation & test
+    assert set(whole.evaluation.outcome.groups) == test
+
+
+def test_what_is_said_is_what_was_found(whole):
+    evaluation, search = whole.evaluation, whole.search
+    assert len(evaluation.outcome) == len(whole.parts.test)
+    change = evaluation.outcome.after - evaluation.outcome.before
+    assert evaluation.effect.mean == pytest.approx(change.mean())
+    assert evaluation.wrong_way == np.mean(change < 0)
+    if search.picked is not None:
+        best = max((p for p in search.points if p.allowed and p.effect.low > 0), key=lambda p: p.effect.mean)
+        assert search.points[search.picked] == best
+        assert [c.name for c in evaluation.controls] == ["random directions", "shuffled labels", "random sites"]
+        for control in evaluation.controls:
+            assert control.difference.mean == pytest.approx((change - control.effects.mean(0)).mean())
+    assert whole.verdict.found == (
+        search.picked is not None and evaluation.effect.low > 0 and all(c.beaten for c in evaluation.controls)
+    )
+
+
+def test_the_picked_intervention_does_what_is_said(whole):
+    """The effect on the test part, by hand: plain passes over the questions with and without it."""
+    lm, task = whole.lm, whole.parts.test
+    prompts = lm.prompts([e.question for e in task.examples])
+    a, d = lm.token("w10"), lm.token("w12")
+    numbers = []
+    for edit in (None, whole.intervention):
+        logits = lm.run(prompts, edit=edit).logits[:, -1]
+        numbers.append((logits[:, a] - logits[:, d]).numpy())
+    np.testing.assert_allclose(whole.evaluation.outcome.before, numbers[0], atol=1e-4)
+    np.testing.assert_allclose(whole.evaluation.outcome.after, numbers[1], atol=1e-4)
+
+
+def test_the_same_study_again_gives_the_same(whole, tmp_path):
+    assert digests(study(tmp_path).run()) == digests(whole)
+
+
+def test_another_seed_gives_other_parts(whole, tmp_path):
+    assert study(tmp_path, seed=3).parts.test != whole.parts.test
+
+
+def test_a_finished_study_is_not_run_again(whole):
+    seen = []
+    whole.run(lambda stage, what, share: seen.append((stage, what)))
+    assert seen == [(stage, "as before") for stage in STAGES]
+
+
+def test_a_counterfactual_task(tmp_path):
+    made = study(tmp_path, counterfactual()).run()
+    assert "patching" in made.validation.how
+    assert all("@" in check.candidate.site for check in made.validation.checks)
+    assert made.folder.state.status == "finished"
+
+
+def test_nothing_within_the_limit_is_a_verdict(tmp_path):
+    made = study(tmp_path, kl_limit=1e-12).run()
+    assert made.search.picked is None
+    assert made.verdict.outcome == "not found"
+    assert not made.intervention
+    assert made.evaluation.controls == ()
+    assert made.folder.state.status == "finished"
+
+
+def test_python_reads_as_the_command(tmp_path):
+    made = trimtab.study("sentiment", model="smollm2-135m-instruct", store=Store(tmp_path), quick=True)
+    assert repr(made) == "<Study of sentiment on smollm2-135m-instruct: not run yet>"
+    with pytest.raises(StudyError, match=r"call run\(\) first"):
+        _ = made.verdict
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_interrupted_in_any_stage_it_goes_on(whole, tmp_path, stage):
+    def stop(now: str, what: str, share: float) -> None:
+        if now == stage:
+            raise KeyboardInterrupt
+
+    made = study(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        made.run(stop)
+    assert made.folder.state.status == "interrupted"
+    done = list(made.folder.state.stages)
+    again = study(tmp_path)
+    seen = []
+    again.run(lambda now, what, share: seen.append((now, what)))
+    assert again.folder.path == made.folder.path
+    assert [now for now, what in seen if what == "as before"] == done
+    assert digests(again) == digests(whole)
+
+
+@pytest.mark.parametrize(("stage", "share"), [(s, x) for s in STAGES[:4] for x in (0.0, 0.9)] + [("verdict", 1.0)])
+def test_killed_in_any_stage_it_goes_on_to_the_same_result(whole, tmp_path, stage, share):
+    """`kill -9`, in a process of its own, at the beginning and near the end of each stage."""
+    command = [sys.executable, "-m", "tests.studies.small", str(tmp_path)]
+    killed = subprocess.run([*command, stage, str(share)], cwd=HERE, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    again = study(tmp_path)
+    again.run()
+    assert again.folder.path == folder
+    assert digests(again) == digests(whole)
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_two_runs_at_once(whole):
+    other = Study(whole.settings, lm=whole.lm, task=contrast(), store=whole.store, folder=whole.folder)
+    with whole.folder.lock(), pytest.raises(StudyError, match="in use by process"):
+        other.run()
+
+
+def test_a_full_disk_in_each_stage_loses_nothing(whole, tmp_path, monkeypatch):
+    """A write that fails ends in one FileError; what was written before is there, and the run goes on from it."""
+    for stage in STAGES[1:]:
+        root = tmp_path / stage
+        made = study(root)
+        real = type(made.folder or whole.folder).write
+
+        def full(self, name, value, inputs, seconds, stage=stage, real=real):
+            if name == stage:
+                raise FileError(f"cannot write {name}: no space left on device")
+            real(self, name, value, inputs, seconds)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("trimtab.studies.folder.RunFolder.write", full)
+            with pytest.raises(FileError, match="no space"):
+                made.run()
+        assert made.folder.state.status == "failed"
+        again = study(root).run()
+        assert again.folder.path == made.folder.path
+        assert digests(again) == digests(whole)
+
+
+def test_changed_inputs_run_again(whole, tmp_path):
+    """Another task under the same settings shares nothing with an unfinished run but its folder."""
+    made = study(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        made.run(lambda stage, what, share: stop(stage))
+    again = study(tmp_path, contrast(groups=10)).run()
+    assert again.folder.path == made.folder.path
+    assert digests(again)["screen"] != digests(whole)["screen"]
+
+
+def stop(stage: str) -> None:
+    if stage == "steer":
+        raise KeyboardInterrupt
+
+
+def test_a_budget_for_not_one_candidate(tmp_path):
+    with pytest.raises(StudyError, match=r"does not pay for one candidate.*give a budget of"):
+        study(tmp_path, budget=10).run()
+
+
+def test_a_small_budget_buys_fewer(whole, tmp_path):
+    made = study(tmp_path, budget=600).run()
+    assert 0 < len(made.validation.checks) < len(whole.validation.checks)
+
+
+def test_other_methods_slot_in_by_name(tmp_path, monkeypatch):
+    """A screen is any function of `locate`, a steerer any of `steer`: the pipeline is not touched."""
+    from trimtab import locate, steer
+
+    def halved(lm, task, sites, *, where="all"):
+        """A steering method that a later release might bring."""
+        return 0.5 * steer.difference_of_means(lm, task, sites, where=where)
+
+    def first(lm, task, sites, *, progress=None):
+        """A screening method likewise."""
+        found = locate.magnitude_contrast(lm, task, sites)
+        return replace(found, method="first")
+
+    monkeypatch.setattr(steer, "halved", halved, raising=False)
+    monkeypatch.setattr(steer, "__all__", [*steer.__all__, "halved"])
+    monkeypatch.setattr(locate, "first", first, raising=False)
+    monkeypatch.setattr(locate, "__all__", [*locate.__all__, "first"])
+    made = study(tmp_path, screens=("first",), steerers=("halved",)).run()
+    assert {point.method for point in made.search.points} == {"halved"}
+    assert {candidate.method for candidate in made.screening.candidates} == {"first"}
+
+
+@pytest.mark.parametrize("given", [{"screens": ("magnitude_contrst",)}, {"steerers": ("scal",)}])
+def test_an_unknown_method_names_the_nearest(tmp_path, given):
+    with pytest.raises(StudyError, match=r"has no method .* \(did you mean"):
+        study(tmp_path, **given).run()

@@ -1,0 +1,135 @@
+"""Tasks: parts that share no group, samples spread over groups, labels shuffled by balanced coins."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimtab.errors import TaskError
+from trimtab.tasks.example import Contrast, Counterfactual
+from trimtab.tasks.task import SHARES, Task
+
+sizes = st.lists(st.integers(1, 9), min_size=3, max_size=25)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def task_of(sizes, shape="counterfactual"):
+    """A task with groups of these sizes, their examples mixed."""
+    made = []
+    for group, size in enumerate(sizes):
+        for i in range(size):
+            one, other = f"clean {group} {i}", f"corrupt {group} {i}"
+            if shape == "contrast":
+                made.append((i, Contrast(one, other, f"group {group}")))
+            else:
+                made.append((i, Counterfactual(one, other, (f" a{i}",), (f" d{i}",), f"group {group}")))
+    return Task("made", tuple(example for _, example in sorted(made, key=lambda pair: pair[0])))
+
+
+@given(sizes, seeds)
+def test_no_group_is_in_two_parts_and_every_example_in_one(sizes, seed):
+    task = task_of(sizes)
+    parts = task.split(seed)
+    groups = [set(part.groups) for part in parts]
+    assert not groups[0] & groups[1]
+    assert not groups[0] & groups[2]
+    assert not groups[1] & groups[2]
+    assert Counter(e for part in parts for e in part.examples) == Counter(task.examples)
+    where = {example: i for i, example in enumerate(task.examples)}
+    for part in parts:
+        assert len(part) > 0
+        order = [where[example] for example in part.examples]
+        assert order == sorted(order)
+        assert (part.metric, part.name) == (task.metric, task.name)
+
+
+@given(sizes, seeds)
+def test_a_split_is_the_same_for_the_same_seed(sizes, seed):
+    assert task_of(sizes).split(seed) == task_of(sizes).split(seed)
+
+
+@given(st.integers(12, 120), seeds)
+def test_parts_have_their_shares_where_groups_allow(number, seed):
+    task = task_of([1] * number)
+    for part, share in zip(task.split(seed), SHARES, strict=True):
+        assert abs(len(part) - share * number) <= 1.5
+    halves = task.split(seed, (2, 1, 1))
+    assert abs(len(halves.train) - number / 2) <= 1.5
+
+
+def test_other_seeds_split_otherwise():
+    task = task_of([2] * 20)
+    assert len({task.split(seed).test.digest for seed in range(5)}) > 1
+
+
+def test_a_large_group_leaves_no_part_empty():
+    assert sorted(len(part) for part in task_of([50, 1, 1]).split()) == [1, 1, 50]
+
+
+@pytest.mark.parametrize("sizes", [[4], [4, 4]])
+def test_fewer_than_three_groups_cannot_be_split(sizes):
+    with pytest.raises(TaskError, match=rf"{len(sizes)} group\(s\), group 0.*three or more"):
+        task_of(sizes).split()
+
+
+@pytest.mark.parametrize("shares", [(1, 1), (0.5, 0.5, 0), (1, -1, 1)])
+def test_shares_are_three_positive_numbers(shares):
+    with pytest.raises(TaskError, match="three positive numbers"):
+        task_of([2, 2, 2]).split(shares=shares)
+
+
+@given(sizes, st.integers(1, 60), seeds)
+def test_taking_some_is_spread_over_the_groups(sizes, most, seed):
+    task = task_of(sizes)
+    taken = task.take(most, seed)
+    assert len(taken) == min(most, len(task))
+    assert set(taken.examples) <= set(task.examples)
+    assert taken == task_of(sizes).take(most, seed)
+    had, has = Counter(task.groups), Counter(taken.groups)
+    for one in had:
+        for other in had:
+            if has[one] < has[other] - 1:  # only a group with nothing left has fewer
+                assert has[one] == had[one]
+
+
+def test_at_least_one_is_taken():
+    with pytest.raises(TaskError, match="at least one"):
+        task_of([2, 2, 2]).take(0)
+
+
+@given(sizes, seeds, st.sampled_from(["counterfactual", "contrast"]))
+def test_shuffling_swaps_exactly_half(sizes, seed, shape):
+    task = task_of(sizes, shape)
+    shuffled = task.shuffled(seed)
+    pairs = list(zip(task.examples, shuffled.examples, strict=True))
+    swapped = sum(one != other for one, other in pairs)
+    assert all(other in (one, one.swapped()) for one, other in pairs)
+    assert swapped in (len(task) // 2, -(-len(task) // 2))
+    assert shuffled == task_of(sizes, shape).shuffled(seed)
+    assert shuffled.groups == task.groups
+
+
+def test_other_seeds_shuffle_otherwise():
+    assert len({task_of([9, 9, 9]).shuffled(seed).digest for seed in range(5)}) == 5
+
+
+def test_a_task_has_one_shape_and_no_repeats():
+    one = Counterfactual("a", "b", " c", " d", "g")
+    with pytest.raises(TaskError, match="no examples"):
+        Task("t", ())
+    with pytest.raises(TaskError, match="Contrast, Counterfactual"):
+        Task("t", (one, Contrast("a", "b", "g")))
+    with pytest.raises(TaskError, match="1 examples more than once"):
+        Task("t", (one, one.with_()))
+
+
+def test_the_digest_is_of_what_is_measured():
+    task = task_of([2, 2, 2])
+    assert task.with_(name="other", about="words", poles=("a", "b"), source="here") == task
+    for change in ({"metric": "rank"}, {"chat": True}, {"system": "Be kind."}, {"read": "last"}):
+        assert task.with_(**change) != task
+    assert task.only([0, 1]) != task
+    assert task.only(range(len(task))) == task
