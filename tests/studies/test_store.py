@@ -377,7 +377,7 @@ def test_a_run_that_is_damaged_after_it_was_listed_is_listed_no_more(store):
 def test_an_index_that_another_process_writes_is_waited_for(store, caplog, monkeypatch):
     folder = ran(store)
     waits = []
-    monkeypatch.setattr("trimtab.study.store.WAIT", 0.01)
+    monkeypatch.setattr("trimtab.studies.store.WAIT", 0.01)
     store = Store(store.root)
     with closing(sqlite3.connect(store.root / "index.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -685,4 +685,4 @@ class Anything(RuleBasedStateMachine):
 
 
 TestAnything = Anything.TestCase
-TestAnything.settings = settings(max_examples=20, stateful_step_count=15, deadline=None)
+TestAnything.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)

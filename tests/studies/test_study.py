@@ -58,6 +58,16 @@ def test_parts_share_no_group_and_the_test_part_is_judged(whole):
     assert set(whole.evaluation.outcome.groups) == test
 
 
+def test_no_stage_but_the_evaluation_sees_the_test_part(whole, tmp_path):
+    """Other test examples, in the same groups: everything before the evaluation is found to be the same."""
+    test = set(whole.parts.test.examples)
+    others = [e.with_(question=e.question + " w7") if e in test else e for e in contrast().examples]
+    made = study(tmp_path, contrast().of(others)).run()
+    assert set(made.parts.test.examples) == {e for e in others if e not in contrast().examples}
+    same = {name for name, digest in digests(made).items() if digest == digests(whole)[name]}
+    assert same == {"screen", "validate", "steer"}
+
+
 def test_what_is_said_is_what_was_found(whole):
     evaluation, search = whole.evaluation, whole.search
     assert len(evaluation.outcome) == len(whole.parts.test)

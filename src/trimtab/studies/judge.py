@@ -94,10 +94,14 @@ def _controls(
     made: list[Control] = []
     for i, (name, about, drawn, by_rank) in enumerate(kinds):
         context.report(f"controls: {name}", 0.3 + 0.15 * i)
+        if not drawn:  # a model of one layer has no other site of the kind
+            continue
         if vector or name == "random directions":
             signs = np.sign(effects(lm, context.validation, drawn).changes.mean(1))
             drawn = [d * (-1.0 if sign < 0 else 1.0) for d, sign in zip(drawn, signs, strict=True)]
-        matched, kl = match_kl(lm, drawn, target, context.passages[:4], length=settings.search_tokens)
+        matched, kl = drawn, np.zeros(len(drawn))
+        if target > 0:
+            matched, kl = match_kl(lm, drawn, target, context.passages[:4], length=settings.search_tokens)
         moved = effects(lm, test, matched).changes
         made.append(compared(name, about, change, moved, kl, test.groups, by_rank=by_rank))
     return tuple(made)

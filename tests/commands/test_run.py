@@ -1,0 +1,151 @@
+"""`trimtab run`, `report` and `runs reproduce` on a tiny model in a folder and a task in a file."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands.calls import call, command, document
+from tests.studies.small import SMALL, contrast
+from trimtab.commands.run import _listener, parsed
+from trimtab.studies.store import Store
+from trimtab.tasks.files import save_task
+
+OPTIONS = [
+    word
+    for name, value in SMALL.items()
+    if name not in ("task", "model")
+    for word in ("--set", f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tasks") / "made-up.jsonl"
+    save_task(contrast(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(task, folder, tmp_path_factory):
+    """The JSON document of a whole run, and the folder of runs."""
+    store = tmp_path_factory.mktemp("runs")
+    return document(call("run", task, "--model", folder, *OPTIONS, "--store", store, "--json")), store
+
+
+def test_one_document_says_where_everything_is(done):
+    said, store = done
+    assert said["verdict"] in ("found", "not beaten", "not found")
+    assert Path(said["report"]).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert set(said["seconds"]) == {"screen", "validate", "steer", "evaluate", "verdict"}
+    assert [row.name for row in Store(store).list()] == ["made-up"]
+
+
+def test_for_people_the_verdict_and_the_place_of_the_report(done, task, folder):
+    result = call("run", task, "--model", folder, *OPTIONS, "--set", "seed=1", "--store", done[1])
+    assert result.exit_code == 0, result.output
+    assert "report:" in result.stdout
+    assert "made-up" in result.stdout
+
+
+def test_the_report_again(done, tmp_path):
+    said, store = done
+    page = Path(said["report"]).read_text(encoding="utf-8")
+    out = tmp_path / "page.html"
+    assert document(call("report", said["run"], "--store", store, "--out", out, "--json"))["report"] == str(out)
+    assert out.read_text(encoding="utf-8") == page
+    assert call("report", "last", "--store", store, "--markdown").stdout.strip()
+
+
+def test_reproduced(done):
+    said, store = done
+    again = document(call("runs", "reproduce", said["run"], "--store", store, "--json"))
+    assert all(again["same"].values())
+    assert again["verdicts"][0] == again["verdicts"][1]
+    assert again["again"] != said["run"]
+
+
+def test_a_plan_runs_nothing(task, folder, tmp_path):
+    said = document(call("run", task, "--model", folder, *OPTIONS, "--store", tmp_path / "runs", "--dry-run", "--json"))
+    assert said["plan"]["total"] == sum(said["plan"]["tokens"].values()) > 0
+    assert said["plan"]["examples"] == {"train": 12, "validation": 8, "test": 12}
+    assert not list(tmp_path.glob("runs/*/"))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sentimnt"], 'did you mean "sentiment"'),
+        (["absent.toml"], "there is no file"),
+        (["sentiment", "--set", "kl_limt=1"], 'did you mean "kl_limit"'),
+        (["sentiment", "--set", "kl_limit"], "KEY=VALUE"),
+        (["sentiment", "--set", "kl_limit=much"], "kl_limit"),
+    ],
+)
+def test_what_cannot_be_run_says_why(words, expected, folder):
+    result = call("run", *words, "--model", folder)
+    assert result.exit_code in (1, 2)
+    assert expected in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kl_limit=0.2", {"kl_limit": 0.2}),
+        ("kl-limit=1", {"kl_limit": 1}),
+        ("objects=head", {"objects": ("head",)}),
+        ("objects=[head, neuron]", {"objects": ("head", "neuron")}),
+        ("coefficients=1,2.5", {"coefficients": (1, 2.5)}),
+        ("quick=true", {"quick": True}),
+        ("scopes=all,-1:", {"scopes": ("all", "-1:")}),
+        ("task=a=b", {"task": "a=b"}),
+    ],
+)
+def test_settings_on_the_command_line(text, expected):
+    assert parsed([text]) == expected
+
+
+def test_progress_only_grows_and_ends_at_one():
+    shares = []
+    listen = _listener(lambda completed, description, stage: shares.append(completed))
+    for stage in ("screen", "validate", "steer", "evaluate", "verdict"):
+        for share in (0.0, 0.5, 1.0):
+            listen(stage, "", share)
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+
+
+def test_interrupted_it_ends_with_130_and_goes_on(task, folder, tmp_path):
+    """Ctrl-C from outside, once a first stage is on disk."""
+    store = tmp_path / "runs"
+    code = [
+        sys.executable,
+        "-m",
+        "trimtab.cli",
+        "run",
+        str(task),
+        "--model",
+        str(folder),
+        *OPTIONS,
+        "--store",
+        str(store),
+    ]
+    process = subprocess.Popen(code, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not list(store.glob("*/stages/screen.safetensors")) and process.poll() is None:
+        assert time.monotonic() < until, "the first stage did not end"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.skip("it had finished before the signal came")
+    assert process.returncode == 130, error
+    assert "interrupted" in error
+    again = command("run", task, "--model", folder, *OPTIONS, "--store", store, "--json")
+    assert again.returncode == 0, again.stderr
+    assert len([path for path in store.iterdir() if path.is_dir()]) == 1
