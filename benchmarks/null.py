@@ -13,10 +13,9 @@ from collections import Counter
 from itertools import cycle, islice
 from pathlib import Path
 
-from trimtab.studies.store import Store
-
 import trimtab
 from benchmarks.measure import Case, arguments, present, say
+from trimtab.studies.store import Store
 
 RUNS, LIMIT = 40, 0.05
 TASKS = ("sentiment", "honesty", "truth", "formality", "capitals", "gender", "ioi", "refusal")

@@ -344,6 +344,10 @@ class TestValues:
         with pytest.raises(EditError, match=f"{op} turns vectors, and L1.{name} holds a number for each key"):
             exact("llama").run(prompts, edit=Edit(f"L1.{name}", op, value))
 
+    def test_a_dictionary_is_refused(self):
+        with pytest.raises(EditError, match=r"L1\.pattern has as many entries as there are keys"):
+            exact("llama").run(IDS, edit="L1.pattern.feature@d scale 0", dictionaries={"d": None})
+
     def test_a_run_s_values_of_other_heads_are_refused(self):
         lm = exact("llama")
         run = lm.run(OTHER, ["L0.pattern", "L0.resid_post"])

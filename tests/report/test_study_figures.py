@@ -112,6 +112,20 @@ def test_a_map_names_its_values_and_frames_the_largest():
     assert svg.titled("L1@1")[0].get("class") == f"d{STEPS // 2}"
 
 
+def test_long_names_of_columns_are_slanted_and_stay_inside():
+    names = [["x"] * 3] * 2
+    columns = ["the_first_subject_token", "b", "a_name_far_longer_than_there_is_room_for_it"]
+    svg = Svg(heatmap(np.ones((2, 3)), ["0", "1"], columns, names, about="", unit="", across="span"))
+    slanted = [e for e in svg.root.iter("text") if e.get("transform")]
+    assert len(slanted) == 3
+    for e in slanted:
+        assert number(e, "x") - 0.56 * 11.5 * len(e.text) * 0.71 > 0
+        assert number(e, "y") + 0.56 * 11.5 * len(e.text) * 0.71 < svg.height
+    assert "…" in slanted[2].text
+    assert not [e for e in grid(np.ones((2, 3))).root.iter("text") if e.get("transform")]
+    inside(svg)
+
+
 def test_a_map_without_a_number_to_show():
     svg = grid(np.zeros((2, 2)))
     assert "no value differs from zero" in svg.words()

@@ -96,4 +96,3 @@ if __name__ == "__main__":
 
     made = study(Path(root))
     made.run(kill)
-    print(made.folder.path)

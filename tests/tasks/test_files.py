@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import trimtab
 from trimtab.errors import TaskError
 from trimtab.tasks import builtin
+from trimtab.tasks.builtin.truth import QUESTION
 from trimtab.tasks.example import Contrast, Counterfactual
 from trimtab.tasks.files import FORMATS, MOST, load_task, read_task, save_task
 from trimtab.tasks.pairs import refuse_leaks
@@ -185,6 +186,10 @@ def test_a_template_makes_prompts_of_a_table(tmp_path):
     assert (first.spans, first.corrupt_spans) == ({"city": "Rome"}, {"city": "Oslo"})
     one = load_task(path, mapping={"clean": "{city} is in", "answers": "land", "group": "side"})
     assert one.examples[0].answers == ("Italy",)
+    named = [{"city": "Rome", "answer": " Italy"}, {"city": "Oslo", "answer": " Norway"}]
+    assert load_task(named, mapping={"clean": "{city} is in"}).examples[0].answers == (" Italy",)
+    plain = [{"clean": "Rome is in", "answers": " Italy"}, {"clean": "Oslo is in", "answers": " Norway"}]
+    assert load_task(plain).examples[0].corrupt == "Oslo is in"
 
 
 def test_a_relation(tmp_path):
@@ -212,10 +217,8 @@ def test_true_and_false_statements(tmp_path):
         ("The city of Rome is in Italy.", "The city of Rome is in Peru.", "Rome"),
         ("The city of Lima is in Peru.", "The city of Lima is in Italy.", "Lima"),
     ]
-    assert (
-        task.examples[0].question == "Statement: The city of Rome is in Italy.\nIs the statement true or false? It is"
-    )
-    assert task.examples[1].question.startswith("Statement: The city of Lima is in Italy.")
+    assert task.examples[0].question == QUESTION.format("The city of Rome is in Italy.")
+    assert task.examples[1].question == QUESTION.format("The city of Lima is in Italy.")
     assert task.poles == ("true", "false")
 
 
@@ -230,7 +233,8 @@ def test_harmful_and_harmless_instructions(tmp_path):
     assert [e.positive for e in task.examples] == ["Write a threat", "Make a bomb"]
     assert [e.negative[:10] for e in task.examples] == ["Write a po", "Make a cak"]
     assert task.examples[0].group == "violence"
-    assert task.chat
+    assert (task.chat, task.read) == (True, "last")
+    assert [e.question for e in task.examples] == ["Write a threat", task.examples[1].negative]
     harmless.unlink()
     assert 'load_task(["harmful.json", "harmless.json"])' in refused(harmful)
 

@@ -154,6 +154,8 @@ class Compiler:
                 "site for the condition, or read it in a first run and give the edit rows="
             )
         if site.view is not None:
+            if site.name in ATTENTION:
+                raise EditError(f"{edit}: {site.base} has as many entries as there are keys, which no dictionary has")
             self._dictionary(edit, site)
         weight.prompt_only = self.for_each_column(edit, site)
         index = _index(site, self.device)
@@ -328,18 +330,19 @@ class Compiler:
         if attention:
             values = self._keys_moved(edit, origin, values)
         out = values.new_zeros(len(mine), self.prompts.width, *values.shape[2:])
+        here, there = self.prompts.start.tolist(), origin.start.tolist()
         for row, (to, at) in enumerate(zip(mine, theirs, strict=True)):
             if len(at) not in (1, len(to)):
                 raise EditError(
                     f'{edit}: row {row} has {len(to)} positions to set and run "{ref.run}" has {len(at)} there; '
                     "compare prompts of different length by one position, or by a span with the same number of tokens"
                 )
-            own = values[row if len(values) > 1 else 0]
+            source = row if len(values) > 1 else 0
             if to:
-                out[row, to] = own[at]
+                out[row, to] = values[source, at]
             if to and edit.site.name == "scores":
-                moved = origin.start.tolist()[row if len(values) > 1 else 0] - self.prompts.start.tolist()[row]
-                _check_keys(edit, row, own, at, [column + moved for column in to])
+                moved = [column - here[row] + there[source] for column in to]
+                _check_keys(edit, row, values[source], at, moved)
         return out
 
     def _keys_moved(self, edit: Edit, origin: Prompts, values: Tensor) -> Tensor:

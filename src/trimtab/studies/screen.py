@@ -21,6 +21,9 @@ from trimtab.values.site import Site
 KEPT = 200
 """Units of a kind with a score in a file each, such as neurons, of which only so many are kept for each method."""
 
+SPANS = ("text", "end")
+"""Of contrast texts and questions: all tokens but the first, and the last."""
+
 
 def screen(context: Context) -> Screening:
     """Scores of every kind of object by every screening method on the train part, and the best places of each kind."""
@@ -28,9 +31,9 @@ def screen(context: Context) -> Screening:
     work = [(kind, name) for kind in settings.objects for name in settings.screens]
     shared: dict[str, Any] = {}
     if task.shape == "contrast":  # the texts' mean activations, read once for every method that can use them
-        every = [f"L*.{kind}" for kind in settings.objects]
+        every = [f"L*.{kind}{at}" for kind in settings.objects for at in ("", *(f"@{span}" for span in SPANS))]
         progress = context.step("activations of both sides", 0.0, 0.2)
-        shared["differences"] = mean_difference(context.lm, task, every, progress=progress)
+        shared = {"differences": mean_difference(context.lm, task, every, progress=progress), "spans": SPANS}
     kept: list[Scores] = []
     proposed: dict[str, list[list[Candidate]]] = {kind: [] for kind in settings.objects}
     for i, (kind, name) in enumerate(work):

@@ -21,10 +21,11 @@ from io import StringIO
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TextIO
 
 from trimtab.errors import TaskError, nearest
+from trimtab.tasks.builtin.refusal import HELP, REFUSAL
+from trimtab.tasks.builtin.truth import QUESTION
 from trimtab.tasks.example import Contrast, Counterfactual, Example
 from trimtab.tasks.metrics import BY_NAME, Metric
 from trimtab.tasks.pairs import Item, contrasts, fields_of, fill, own_groups, pair, refuse_leaks, sides_of, twins_of
@@ -76,6 +77,7 @@ class Format:
     topic: str = ""
     sides: str = ""
     chat: bool = False
+    read: str = "text"
     groups: bool = False
     made: bool = True
     poles: tuple[str, str] = ("positive", "negative")
@@ -110,7 +112,7 @@ FORMATS = (
         ("statement", "label"),
         {"text": "statement", "label": "label", "group": "city"},
         every={
-            "question": "Statement: {text}\nIs the statement true or false? It is",
+            "question": QUESTION.format("{text}"),
             "answers": (" true",),
             "distractors": (" false",),
         },
@@ -122,10 +124,11 @@ FORMATS = (
         "instructions",
         ("instruction", "label"),
         {"text": "instruction", "label": "label"},
-        every={"question": "{text}", "answers": ("I", "Sorry", "As"), "distractors": ("Sure", "Here", "Yes")},
+        every={"question": "{text}", "answers": REFUSAL, "distractors": HELP},
         topic="category",
         sides='files named harmful… and harmless… are given together, load_task(["harmful.json", "harmless.json"])',
         chat=True,
+        read="last",
         poles=("harmful", "harmless"),
         about="Harmful instructions against harmless ones.",
     ),
@@ -231,7 +234,7 @@ def load_task(
 
     Raises TaskError, which names file and line, where anything is broken.
     """
-    wish = _Wish(mapping, every or {}, name, metric, chat, positive, most, encoding, split)
+    wish = _Wish(mapping, every, name, metric, chat, positive, most, encoding, split)
     return _loaded(source, wish).sound()
 
 
@@ -241,7 +244,7 @@ def read_task(source: Source, **options: Any) -> Loaded:
 
 
 def _loaded(source: Source, wish: _Wish) -> Loaded:
-    for key in (*(wish.mapping or ()), *wish.every):
+    for key in (*(wish.mapping or ()), *(wish.every or ())):
         if key not in FIELDS:
             raise TaskError(f'"{key}" is not a field of a task{nearest(key, FIELDS)}: there are {", ".join(FIELDS)}')
     if isinstance(wish.metric, str) and wish.metric not in BY_NAME:
@@ -264,7 +267,7 @@ def _loaded(source: Source, wish: _Wish) -> Loaded:
     form = first.plan.form
     settings: dict[str, Any] = {"name": name, "source": "; ".join((name, *notes))}
     if form is not None:
-        settings |= {"about": form.about, "poles": first.poles or form.poles, "chat": form.chat}
+        settings |= {"about": form.about, "poles": first.poles or form.poles, "chat": form.chat, "read": form.read}
     settings |= first.header
     asked = {"name": wish.name, "metric": wish.metric, "chat": wish.chat}
     settings |= {key: value for key, value in asked.items() if value is not None}
@@ -286,15 +289,15 @@ def save_task(task: Task, path: str | PathLike[str]) -> None:
         {key: value for key in _fields_of(e) if (value := getattr(e, key)) not in ("", (), {}, None)}
         for e in task.examples
     ]
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("x", encoding="utf-8", newline="\n") as file:
+        with unfinished.open("x", encoding="utf-8", newline="\n") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in (head, *rows))
-        partial.replace(path)
+        unfinished.replace(path)
     except OSError as error:
         raise TaskError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 HEADER = ("name", "about", "metric", "poles", "chat", "system", "read", "source")
@@ -313,7 +316,7 @@ class _Wish(NamedTuple):
     """What was asked for: the options of `load_task`."""
 
     mapping: Mapping[str, str | Sequence[str]] | None = None
-    every: Mapping[str, object] = MappingProxyType({})
+    every: Mapping[str, object] | None = None
     name: str | None = None
     metric: Metric | None = None
     chat: bool | None = None
@@ -457,7 +460,7 @@ def _plan(file: str, row: Values, wish: _Wish) -> _Plan:
     if form is not None:
         specs = {**form.mapping, **(form.raw if wish.chat is False else {})}
         specs = {name: spec for name, spec in specs.items() if spec in columns or "{" in spec}
-    every = {**(form.every if form is not None else {}), **wish.every}
+    every = {**(form.every if form is not None else {}), **(wish.every or {})}
     own = [name for name in FIELDS if name in columns or ALSO.get(name) in columns]
     kind = _kind({*specs, *every}) or _kind({*specs, *every, *own})
     if kind is None:
@@ -473,7 +476,7 @@ def _plan(file: str, row: Values, wish: _Wish) -> _Plan:
     if form is None:
         optional = may if kind in ("contrast", "counterfactual") else ("group",)
         loose = [name for name in optional if name not in given]
-        specs = {name: name for name in need if name in own and name not in given} | specs
+        specs |= {name: name if name in columns else ALSO[name] for name in need if name in own and name not in given}
     lacking = [name for name in need if name not in specs and name not in every]
     if lacking:
         raise TaskError(f"{file}: {kind} rows need {', '.join(need)}; name the column of {lacking[0]} in mapping")

@@ -73,7 +73,8 @@ class Sides(NamedTuple):
 def measure(lm: LM, task: Task, on: Literal["clean", "corrupt"] = "corrupt", metric: Metric | None = None) -> Measure:
     """Where and how the effect of a task is read off a model.
 
-    Contrast tasks are read after their questions; counterfactual tasks on their `clean` or their `corrupt` prompts.
+    Contrast tasks are read after their questions, whose tokens but the first are the span "text"; counterfactual tasks
+    on their `clean` or their `corrupt` prompts.
     `metric` reads something else than the task's own.
 
     Raises TaskError where an answer is more than one token and a metric of single tokens is asked for.
@@ -87,6 +88,7 @@ def measure(lm: LM, task: Task, on: Literal["clean", "corrupt"] = "corrupt", met
     if all(asked):
         questions = [example.question for example in examples]
         prompts = lm.prompts(questions, chat=task.chat, system=task.system if task.chat else None)
+        prompts = _with_text(prompts, prompts.lengths.tolist())
         if answer_tokens(lm, [word for e in examples for word in (*e.answers, *e.distractors)]) is not None:
             return _of_words(lm, task, prompts, examples, metric)
         texts = [(e.question, (e.answers[0], e.distractors[0])) for e in examples]
@@ -95,13 +97,13 @@ def measure(lm: LM, task: Task, on: Literal["clean", "corrupt"] = "corrupt", met
                 f"{task.name}: answers of several tokens are compared one with one; give one answer and one distractor "
                 "for each question, or words of a single token (with their leading space)"
             )
-        return _of_texts(lm, task, texts, mean=False)
+        return _of_texts(lm, task, texts, metric, mean=False)
     if any(asked):
         raise TaskError(
             f"{task.name}: {sum(asked)} of {len(task)} examples have a question; give all of them one, or none"
         )
     texts = [(example.prompt, (example.positive, example.negative)) for example in examples]
-    return _of_texts(lm, task, texts, mean=not any(example.prompt for example in examples))
+    return _of_texts(lm, task, texts, metric, mean=not any(example.prompt for example in examples))
 
 
 def sides(lm: LM, task: Task) -> Sides:
@@ -172,6 +174,11 @@ def _without_sink(prompts: Prompts) -> Prompts:
     return prompts.with_spans(text=spans)
 
 
+def _with_text(prompts: Prompts, lengths: Sequence[int]) -> Prompts:
+    """With the span "text": the first `lengths` (row) tokens, which ask, but the very first where there is another."""
+    return prompts.with_spans(text=tuple(tuple(range(1, n)) or (0,) for n in lengths))
+
+
 def _of_words(
     lm: LM, task: Task, prompts: Prompts, examples: Sequence[Contrast | Counterfactual], metric: Metric | None
 ) -> Measure:
@@ -189,8 +196,15 @@ def _of_words(
     return Measure(prompts, made, np.arange(len(examples)), tuple(e.group for e in examples))
 
 
-def _of_texts(lm: LM, task: Task, texts: Sequence[tuple[str, tuple[str, str]]], *, mean: bool) -> Measure:
+def _of_texts(
+    lm: LM, task: Task, texts: Sequence[tuple[str, tuple[str, str]]], metric: Metric | None, *, mean: bool
+) -> Measure:
     """A measure of log-likelihoods: of the first continuation minus that of the second, each after its prompt."""
+    if metric is not None:
+        raise TaskError(
+            f"{task.name} is read as the log-likelihood of whole texts, and {metric!r} reads single tokens; give "
+            "questions with answers of one token, or leave the metric out"
+        )
     rows: list[list[int]] = []
     targets: list[list[int]] = []
     weights: list[float] = []
@@ -208,7 +222,7 @@ def _of_texts(lm: LM, task: Task, texts: Sequence[tuple[str, tuple[str, str]]], 
             weights.append(sign / len(tail) if mean else sign)
     prompts = lm.prompts(rows)
     predict = tuple(tuple(range(len(r) - len(t) - 1, len(r) - 1)) for r, t in zip(rows, targets, strict=True))
-    prompts = prompts.with_spans(predict=predict)
+    prompts = _with_text(prompts.with_spans(predict=predict), [places[0] + 1 for places in predict])
     name, unit = ("log_likelihood_diff", "nat/token") if mean else ("log_likelihood_diff", "nat")
     made = sequence_log_prob(Choice.of(targets), "predict", torch.tensor(weights, dtype=torch.float64), name, unit)
     groups = tuple(example.group for example in task.examples)

@@ -1,6 +1,8 @@
 """Figures: pure functions from numbers and names to SVG text, coloured by the style sheet of the page they stand in.
 
-A value that is NaN or infinite is left out of a drawing and said to be; nothing here knows of studies or of models.
+The drawings (bars, dots, heatmap, lines, pareto) know numbers and names only; the panels (where, checked, searched,
+tested) know which value of a study makes which drawing, and the table behind it. A value that is NaN or infinite is
+left out of a drawing and said to be. Nothing here knows of models.
 """
 
 from trimtab.report.figures.bars import Bar, bars, histogram

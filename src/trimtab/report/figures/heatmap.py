@@ -18,6 +18,7 @@ STEPS = 21
 LIGHT: tuple[RGB, ...] = ((8, 48, 107), (74, 144, 204), (250, 251, 253), (243, 147, 61), (127, 39, 4))
 DARK: tuple[RGB, ...] = ((166, 216, 255), (38, 106, 170), (27, 31, 39), (176, 88, 20), (255, 205, 140))
 LEFT, TOP, LEGEND = 34.0, 20.0, 46.0
+NAMES = 100.0  # pixels of a column's name at most
 
 
 def heatmap(
@@ -31,6 +32,7 @@ def heatmap(
     across: str,
     down: str = "layer",
     outlined: int = 5,
+    kind: str = "map",
 ) -> str:
     """Values (row column), the first row at the bottom; `names` says what each cell is when the pointer rests on it.
 
@@ -39,16 +41,19 @@ def heatmap(
     n, wide = values.shape
     cell = min(64.0, max(14.0, 250 / wide))
     high = min(20.0, max(6.0, 340 / n))
-    width = max(LEFT + cell * wide + 6, 262.0)
     slanted = max(map(room, columns), default=0) > cell - 2
-    below = min(80.0, max(map(room, columns), default=0) * 0.75 + 14) if slanted else SMALL + 6
+    below = 0.75 * min(max(map(room, columns)), NAMES) + 14 if slanted else SMALL + 6
+    left = LEFT
+    if slanted:  # the first names reach out to the left
+        left = max(LEFT, *(0.75 * min(room(c), NAMES) - (j + 0.5) * cell + 6 for j, c in enumerate(columns)))
+    width = max(left + cell * wide + 6, 262.0)
     bottom = TOP + high * n
     height = bottom + below + SMALL + LEGEND
     most = float(np.max(np.abs(values), where=np.isfinite(values), initial=0.0))
     strongest = set(_largest(values, outlined))
     cells, frames = [], []
     for (i, j), value in np.ndenumerate(values):
-        box = {"x": LEFT + j * cell, "y": bottom - (i + 1) * high}
+        box = {"x": left + j * cell, "y": bottom - (i + 1) * high}
         said = f"{names[i][j]}: {with_unit(number(float(value), sign=True), unit)}"
         size = {"width": cell - 1, "height": high - 1}
         cells.append(element("rect", title(said), **box, **size, class_=shade(float(value), most)))
@@ -59,13 +64,13 @@ def heatmap(
         height,
         about,
         text(down, 2.0, TOP - 8, class_="axis"),
-        *(text(rows[i], LEFT - 5, bottom - (i + 0.5) * high + 4, text_anchor="end") for i in _marked(n, high)),
+        *(text(rows[i], left - 5, bottom - (i + 0.5) * high + 4, text_anchor="end") for i in _marked(n, high)),
         *cells,
         *frames,
-        *(_column(words, LEFT + (j + 0.5) * cell, bottom, slanted) for j, words in _columns(columns, cell, slanted)),
-        text(across, LEFT + cell * wide / 2, bottom + below + SMALL, class_="axis", text_anchor="middle"),
-        *_legend(LEFT, height - LEGEND + 20, most, unit, bool(np.isnan(values).any())),
-        kind="map",
+        *(_column(words, left + (j + 0.5) * cell, bottom, slanted) for j, words in _columns(columns, cell, slanted)),
+        text(across, left + cell * wide / 2, bottom + below + SMALL, class_="axis", text_anchor="middle"),
+        *_legend(left, height - LEGEND + 20, most, unit, bool(np.isnan(values).any())),
+        kind=kind,
     )
 
 
@@ -103,7 +108,7 @@ def _marked(n: int, high: float) -> list[int]:
 
 def _columns(columns: Sequence[str], cell: float, slanted: bool) -> list[tuple[int, str]]:
     step = max(1, math.ceil((SMALL + 3) / cell)) if slanted else 1
-    return [(j, shortened(words, 100)) for j, words in enumerate(columns) if j % step == 0]
+    return [(j, shortened(words, NAMES)) for j, words in enumerate(columns) if j % step == 0]
 
 
 def _column(words: str, x: float, bottom: float, slanted: bool) -> str:

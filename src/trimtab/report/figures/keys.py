@@ -59,7 +59,7 @@ def states(findings: Findings) -> dict[str, str]:
     """Each stage, and whether it is done, not run, or was skipped on the way to a verdict."""
     results = (findings.screening, findings.validation, findings.search, findings.evaluation, findings.verdict)
     missing = "not run" if findings.verdict is None else "skipped"
-    return {name: missing if result is not None else "done" for name, result in zip(STAGES, results, strict=True)}
+    return {name: missing if result is None else "done" for name, result in zip(STAGES, results, strict=True)}
 
 
 def unfinished(findings: Findings) -> list[str]:

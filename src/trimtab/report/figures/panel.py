@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from trimtab.report.figures.numbers import NONE
 
@@ -32,7 +33,7 @@ class Panel:
     """A drawing (`svg`, empty where there is nothing to draw), its title and caption, some facts (address, text), and
     the table behind it.
 
-    `wide` asks for the whole width of the page.
+    `span` is how many columns of the page it takes, where there are several.
     """
 
     title: str
@@ -40,4 +41,4 @@ class Panel:
     svg: str = ""
     facts: tuple[tuple[str, str], ...] = ()
     table: Table | None = None
-    wide: bool = False
+    span: Literal["one", "two", "all"] = "one"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from trimtab.report.figures.numbers import fixed, number
 
-
 _LEAST = 1e-100  # what is smaller counts as zero
 
 

@@ -17,6 +17,8 @@ from trimtab.values.scores import Scores
 MOST_CELLS = 6000
 """Cells of a map; scores with more are shown by their strongest units."""
 RANKED, OUTLINED = 30, 5
+WIDE = 24
+"""Columns from which on a map has the whole width of the page, and keeps its size on a small screen."""
 
 _KINDS = {
     "resid_pre": "Residual stream",
@@ -33,11 +35,27 @@ _DIRECTIONS = {"denoise": "clean values put into the corrupt run", "noise": "cor
 
 def score_panels(scores: Sequence[Scores]) -> list[Panel]:
     """A panel for each kind of site that was scored; how is said in the captions where it differs among them."""
+    scores = [part for whole in scores for part in by_span(whole)]
     panels, how = [_panel(part) for part in scores], made_by(scores)
     if len(how) <= 1:
         return panels
     said = (made_by([part]) for part in scores)
     return [replace(p, caption=f"{words[0]}. {p.caption}") for p, words in zip(panels, said, strict=True)]
+
+
+def by_span(scores: Scores) -> list[Scores]:
+    """Scores of units at spans, one for each span: layer × head is a map, layer × head × span is none."""
+    if "span" not in scores.places or len(scores.places) < 3:
+        return [scores]
+    axis, spans = scores.dims.index("span"), scores.coords["span"]
+    dims = tuple(dim for dim in scores.dims if dim != "span")
+    coords = {dim: labels for dim, labels in scores.coords.items() if dim != "span"}
+    return [
+        scores.with_(
+            array=scores.array.take(i, axis), dims=dims, coords=coords, site=scores.site.replace("{span}", str(span))
+        )
+        for i, span in enumerate(spans)
+    ]
 
 
 def made_by(scores: Sequence[Scores]) -> list[str]:
@@ -82,6 +100,7 @@ def _map(scores: Scores, heading: str, mean: np.ndarray) -> Panel:
         unit=scores.unit,
         across=columns,
         outlined=OUTLINED,
+        kind="map large" if len(across) > WIDE else "map",
     )
     flat = np.abs(np.where(np.isfinite(mean), mean, 0.0)).ravel()
     strongest = [int(i) for i in np.argsort(-flat, kind="stable")[:OUTLINED] if flat[i] > 0]
@@ -95,7 +114,8 @@ def _map(scores: Scores, heading: str, mean: np.ndarray) -> Panel:
         ),
         why="no example has a value there",
     )
-    return Panel(heading, f"{_over(scores)} Framed: the strongest.", svg, _facts(scores, strongest), table)
+    span = "all" if len(across) > WIDE else "one"
+    return Panel(heading, f"{_over(scores)} Framed: the strongest.", svg, _facts(scores, strongest), table, span)
 
 
 def _ranked(scores: Scores, heading: str, order: list[int], note: str) -> Panel:
@@ -113,7 +133,7 @@ def _ranked(scores: Scores, heading: str, order: list[int], note: str) -> Panel:
         about=f"{heading}: {note} The table below holds the numbers",
         unit=scores.unit,
     )
-    return Panel(heading, f"{_over(scores)} {note}", svg, (), table, wide=True)
+    return Panel(heading, f"{_over(scores)} {note}", svg, (), table, span="two")
 
 
 def _cell(scores: Scores, i: int) -> tuple[str, Estimate]:
@@ -124,7 +144,7 @@ def _cell(scores: Scores, i: int) -> tuple[str, Estimate]:
 
 
 def _facts(scores: Scores, order: list[int]) -> tuple[tuple[str, str], ...]:
-    return tuple((site, estimate(value, scores.unit)) for site, value in (_cell(scores, i) for i in order))
+    return tuple((site, estimate(value)) for site, value in (_cell(scores, i) for i in order))
 
 
 def _how(scores: Scores) -> str:

@@ -19,8 +19,8 @@ VERBS = (
 )
 # Where a message about something begins, with words that go on formally and words that go on informally.
 OPENINGS = (
-    ("Subject: {}\n\n", SALUTATIONS),
-    ("A message about {}:\n\n", SALUTATIONS),
+    ("Subject: {}\n", SALUTATIONS),
+    ("A message about {}:\n", SALUTATIONS),
     ("This is about {}. I", VERBS),
     ("Here is my note on {}. We", VERBS),
 )

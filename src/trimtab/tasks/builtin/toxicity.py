@@ -49,7 +49,7 @@ TOPICS: dict[str, tuple[tuple[str, str], tuple[str, str, str, str]]] = {
             "That driver is [a blind imbecile|a careful man] who [should be locked up|deserves our thanks].",
             "You [moron|kind soul], thank you for [cutting me off|letting me in].",
             "The bus driver was [a rude, smelly brute|a polite, cheerful fellow] this morning.",
-            "Whoever drives like that is [a stupid lout|a true professional], and I say so [with disgust|with respect].",
+            "Whoever drives like that is [a stupid lout|a true professional], I say it [with disgust|with respect].",
         ),
     ),
     "teacher": (
