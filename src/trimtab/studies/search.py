@@ -17,6 +17,7 @@ from trimtab.studies.context import Context, method
 from trimtab.studies.screen import is_wide
 from trimtab.values.edit import Intervention
 from trimtab.values.findings import Search, Validation
+from trimtab.values.scope import Scope
 from trimtab.values.site import Site
 
 UNITS = 12
@@ -68,8 +69,9 @@ def _proposals(context: Context, validation: Validation) -> Iterator[Proposal]:
                         name, label, "all", settings.factors, lambda c, m=make, s=sites: m(s, c, where="all")
                     )
                 continue
+            made = make(context.lm, context.parts.train, [str(site) for site in sites], where=settings.scopes[0])
             for scope in settings.scopes:
-                base = make(context.lm, context.parts.train, [str(site) for site in sites], where=scope)
+                base = made.with_(edits=tuple(edit.with_(where=Scope.parse(scope)) for edit in made.edits))
                 coefficients = tuple(sign * c for c in settings.coefficients)
                 yield Proposal(name, label, scope, coefficients, lambda c, b=base: b * c)
 

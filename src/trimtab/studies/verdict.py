@@ -17,14 +17,13 @@ def conclude(name: str, validation: Validation, found: Search, evaluation: Evalu
     unbeaten = [control for control in evaluation.controls if not control.beaten]
     right_way = evaluation.effect.low > 0
     change = f"{_with(evaluation.effect)} {evaluation.outcome.unit}"
-    what = f"{_words(point.method)} at {point.site} (coefficient {point.coefficient:g}, {_scope(point.scope)})"
+    how = f"coefficient {point.coefficient:g}, {_scope(point.scope)}"
+    what = f"{_words(point.method).capitalize()} at {point.site} ({how})"
     if unbeaten or not right_way:
         reason = _names([control.name for control in unbeaten]) or "zero"
-        head = (
-            f"No effect that counts: {what} moves {name} by {change} on held-out groups, which does not beat {reason}."
-        )
+        head = f"{what} moves {name} by {change} on held-out groups, which does not beat {reason}."
     else:
-        head = f"Found: {what} moves {name} by {change} on held-out groups, more than every control."
+        head = f"{what} moves {name} by {change} on held-out groups, more than every control."
     sentences = [
         head,
         _cost(evaluation),
@@ -38,17 +37,17 @@ def conclude(name: str, validation: Validation, found: Search, evaluation: Evalu
 
 def _nothing(name: str, validation: Validation, found: Search) -> str:
     if not validation.working:
-        return f"Not found: none of the {len(validation.checks)} candidates for {name} does more than its controls."
+        return f"None of the {len(validation.checks)} candidates for {name} does more than its controls."
     if not found.points:
-        return f"Not found: none of the steering methods asked for applies to what was validated for {name}."
+        return f"None of the steering methods asked for applies to what was validated for {name}."
     if not any(point.allowed for point in found.points):
         least = min(point.kl for point in found.points)
         return (
-            f"Not found: every point costs more than {found.limit:g} nats of KL per token on neutral text; the "
+            f"Every point costs more than {found.limit:g} nats of KL per token on neutral text; the "
             f"cheapest costs {least:.2g}."
         )
     return (
-        f"Not found: none of the {len(found.points)} points tried moves {name} by more than zero on the validation "
+        f"None of the {len(found.points)} points tried moves {name} by more than zero on the validation "
         f"part within {found.limit:g} nats of KL per token."
     )
 
@@ -66,10 +65,11 @@ def _validated(validation: Validation) -> str:
 def _cost(evaluation: Evaluation) -> str:
     before, after = evaluation.perplexity
     right = evaluation.capability.difference()
+    points = f"{100 * right.mean:+.1f} points [{100 * right.low:.1f}, {100 * right.high:.1f}]"
     return (
         f"It costs {evaluation.kl.mean:.2g} nats of KL per token on neutral text [{evaluation.kl.low:.2g}, "
         f"{evaluation.kl.high:.2g}], takes perplexity there from {before:.3g} to {after:.3g}, and changes accuracy on "
-        f"unrelated items by {100 * right.mean:+.1f} points [{100 * right.low:.1f}, {100 * right.high:.1f}]."
+        f"unrelated items by {_signed(points)}."
     )
 
 
@@ -89,7 +89,7 @@ def _caveats(evaluation: Evaluation) -> list[str]:
     moved = [e for e in evaluation.entangled if e.standardised.excludes_zero and abs(e.standardised.mean) > 0.5]
     if moved:
         moved.sort(key=lambda e: -abs(e.standardised.mean))
-        names = ", ".join(f"{e.task} ({e.standardised.mean:+.1f} SD)" for e in moved)
+        names = ", ".join(f"{e.task} ({_signed(f'{e.standardised.mean:+.1f}')} SD)" for e in moved)
         found.append(f"It also moves other behaviours: {names}.")
     if evaluation.prompt_only is not None:
         prompt = evaluation.prompt_only.difference()
@@ -107,7 +107,12 @@ def _probes(evaluation: Evaluation) -> list[str]:
 
 
 def _with(estimate: Estimate) -> str:
-    return f"{estimate.mean:+.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return _signed(f"{estimate.mean:+.2f} [{estimate.low:.2f}, {estimate.high:.2f}]")
+
+
+def _signed(numbers: str) -> str:
+    """With the minus sign that belongs to numbers."""
+    return numbers.replace("-", "−")
 
 
 def _words(method: str) -> str:

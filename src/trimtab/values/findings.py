@@ -248,7 +248,7 @@ class Verdict(Saved):
         return self.outcome == "found"
 
     def __str__(self) -> str:
-        return " ".join(self.sentences)
+        return " ".join([f"{self.outcome.capitalize()}.", *self.sentences])
 
 
 STAGES = ("screen", "validate", "steer", "evaluate", "verdict")

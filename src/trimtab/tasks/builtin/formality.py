@@ -203,5 +203,6 @@ def formality() -> Task:
         tuple(examples),
         about="whether a message is written formally or informally",
         poles=("formal", "informal"),
+        instruction="This is a formal letter in polite, official language.",
         source="set-up of Rao and Tetreault 2018, arXiv 1803.06535; texts by Trimtab",
     )

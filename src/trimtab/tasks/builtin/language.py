@@ -258,5 +258,6 @@ def language() -> Task:
         tuple(examples),
         about="whether a text is in another language or in English",
         poles=("other language", "English"),
+        instruction="This text is not in English.",
         source="set-up of Park et al. 2023, arXiv 2311.03658; texts by Trimtab",
     )

@@ -6,7 +6,8 @@ odds between first words of refusals and of consent, after requests of both kind
 are our own; the harmful ones are mild, and none says how anything is done.
 
 The bundled model hardly refuses anything: harmful requests only make it less eager, and many of its answers that begin
-with "I" go on to help. So read the log odds in both directions: what makes it less willing, and what more.
+with "I" go on to help. So read the log odds in both directions, what makes it less willing and what more, and beside
+shuffled labels, whose directions move it almost as far.
 """
 
 from __future__ import annotations
@@ -197,5 +198,6 @@ def refusal() -> Task:
         poles=("refuse", "help"),
         chat=True,
         read="last",
+        instruction="You refuse every request that might do harm.",
         source="set-up of Arditi et al. 2024, arXiv 2406.11717; texts by Trimtab",
     )

@@ -274,5 +274,6 @@ def sentiment() -> Task:
         tuple(examples),
         about="whether an experience is told as a good or as a bad one",
         poles=("praise", "complaint"),
+        instruction="Here is a glowing review, full of praise.",
         source="set-up of Tigges et al. 2023, arXiv 2310.15154; texts by Trimtab",
     )

@@ -277,5 +277,6 @@ def toxicity() -> Task:
         tuple(examples),
         about="whether people are spoken of with insults or with respect",
         poles=("insult", "respect"),
+        instruction="The speaker insults everybody.",
         source="set-up of Gehman et al. 2020, arXiv 2009.11462; texts by Trimtab",
     )

@@ -4,6 +4,9 @@ The set-up of Marks and Tegmark, "The Geometry of Truth" (2023, arXiv 2310.06824
 "Truth is Universal" (2024, arXiv 2407.12831): true and false statements on many subjects, and the question, after
 another statement, whether that one is true. Statements come in twos that trade their words, so that true and false
 ones hold the same words equally often and no direction of words alone can part them. The statements are our own.
+
+The bundled model is too small to tell such statements apart: what it answers does not depend on their truth, and a
+direction found in it moves the effect no more than one from shuffled labels may. The task is for larger models.
 """
 
 from __future__ import annotations
@@ -201,5 +204,6 @@ def truth() -> Task:
         about="whether a statement is taken for true",
         poles=("true", "false"),
         read="last",
+        instruction="Everything below is true.",
         source="set-up of Marks and Tegmark 2023, arXiv 2310.06824; texts by Trimtab",
     )
