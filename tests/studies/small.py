@@ -43,7 +43,7 @@ SMALL = {
 }
 
 
-def contrast(groups=9, each=4) -> Task:
+def contrast(groups=13, each=4) -> Task:
     """Texts with one of two words in them, and a question in which neither stands."""
     made = []
     for group in range(groups):
@@ -62,7 +62,7 @@ def contrast(groups=9, each=4) -> Task:
     return Task("made-up", tuple(made), about="whether w10 or w12")
 
 
-def counterfactual(groups=9, each=4) -> Task:
+def counterfactual(groups=13, each=4) -> Task:
     """A clean prompt and a corrupt one that differ in a word."""
     made = []
     for group in range(groups):

@@ -239,7 +239,7 @@ def test_other_methods_slot_in_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(steer, "__all__", [*steer.__all__, "halved"])
     monkeypatch.setattr(locate, "first", first, raising=False)
     monkeypatch.setattr(locate, "__all__", [*locate.__all__, "first"])
-    made = study(tmp_path, screens=("first",), steerers=("halved",)).run()
+    made = study(tmp_path, screens=("first",), steerers=("halved",), candidates=8).run()
     assert {point.method for point in made.search.points} == {"halved"}
     assert {candidate.method for candidate in made.screening.candidates} == {"first"}
 

@@ -106,7 +106,12 @@ def test_shuffling_swaps_exactly_half(sizes, seed, shape):
     shuffled = task.shuffled(seed)
     pairs = list(zip(task.examples, shuffled.examples, strict=True))
     swapped = sum(one != other for one, other in pairs)
-    assert all(other in (one, one.swapped()) for one, other in pairs)
+    for one, other in pairs:
+        if shape == "contrast":
+            assert other in (one, one.swapped())
+        else:
+            assert (one.clean, one.corrupt) == (other.clean, other.corrupt)
+            assert {one.answers, one.distractors} == {other.answers, other.distractors}
     assert swapped in (len(task) // 2, -(-len(task) // 2))
     assert shuffled == task_of(sizes, shape).shuffled(seed)
     assert shuffled.groups == task.groups

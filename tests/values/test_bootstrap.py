@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import TrimtabError
-from trimtab.values.bootstrap import bootstrap_interval, mean_over_examples
+from trimtab.values.bootstrap import bootstrap_interval, mean_interval, mean_over_examples
 
 OPTIONS = {"level": 0.9, "samples": 500, "seed": 0}
 
@@ -85,3 +85,23 @@ def test_many_cells_are_taken_in_blocks(monkeypatch):
 def test_options_that_do_not_fit_are_refused(change, message):
     with pytest.raises(TrimtabError, match=message):
         bootstrap_interval(np.ones((3, 2)), **{**OPTIONS, **change})
+
+
+@pytest.mark.parametrize("groups", [3, 5, 8, 29, 40])
+def test_an_interval_of_few_groups_covers_as_often_as_it_says(groups):
+    """Groups of three examples that share their ups and downs: 95 intervals of 100 hold the mean."""
+    rng, held, times = np.random.default_rng(groups), 0, 1500 if groups < 30 else 300
+    labels = np.repeat(np.arange(groups), 3)
+    for _ in range(times):
+        values = rng.normal(0, 1, groups)[labels] + rng.normal(0, 0.5, 3 * groups)
+        low, high = mean_interval(values, groups=labels.tolist(), samples=400)
+        held += low <= 0 <= high
+    assert held / times > (0.93 if groups < 30 else 0.90)
+    assert held / times < 0.975
+
+
+def test_an_interval_of_a_mean_leaves_out_what_is_missing_and_needs_two_groups():
+    with_gaps = np.array([1.0, np.nan, 3.0, 2.0])
+    assert mean_interval(with_gaps) == mean_interval(with_gaps[[0, 2, 3]])
+    assert np.isnan(mean_interval(np.array([1.0, 2.0]), groups=["a", "a"])).all()
+    assert np.isnan(mean_interval(np.array([np.nan, 2.0]))).all()

@@ -129,15 +129,15 @@ def compared(
 ) -> Control:
     """How far the changes of an intervention go beyond those of its controls, which were drawn alike.
 
-    The paired difference is that from the draws' mean, example by example, with a bootstrap over groups of examples. p
-    is the share of draws, the intervention counted as one of them, whose mean change is at least its own. With fewer
-    than 20 draws p cannot fall to 0.05 and only the interval decides; without `by_rank` it decides always: a draw that
-    happens to be a neighbour of the intervention may rightly do as much.
+    The paired difference is that from the draws' mean, example by example, with an interval over groups of examples. p
+    is the share of draws, the intervention counted as one of them, whose mean change is at least its own; with fewer
+    than 20 draws, where it cannot fall to 0.05, every draw has to be passed. Without `by_rank` the interval alone
+    decides: a draw that happens to be a neighbour of the intervention may rightly do as much.
     """
     difference = Estimate.of(change - control.mean(0), groups)
     passed = mean_over_examples((change - control).T) > 0  # no draw is passed whose numbers are missing
     p = (1 + int((~passed).sum())) / (1 + len(control))
-    beaten = difference.low > 0 and (p <= 0.05 or not by_rank or len(control) < LEAST)
+    beaten = difference.low > 0 and (not by_rank or p <= max(0.05, 1 / (1 + len(control))))
     return Control(name, about, control, kl, difference, p, beaten)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +36,7 @@ class Context:
     @cached_property
     def validation(self) -> Measure:
         """Where the effect is read while candidates and points are compared."""
-        return measure(self.lm, self.parts.validation)
+        return measure(self.lm, self.parts.validation, on="gap")
 
     @cached_property
     def passages(self) -> tuple[Passage, ...]:
@@ -49,9 +50,20 @@ class Context:
 
 
 def method(room: object, name: str) -> Callable[..., Any]:
-    """A function of `locate` or `steer` by its name; StudyError with the nearest one where there is none."""
-    names: list[str] = list(getattr(room, "__all__", ()))
+    """A function of `locate` or `steer` by its name, of a shape that a study can call: `(lm, task, sites, …)`, or with
+    a `factor`.
+
+    StudyError with the nearest name where there is none.
+    """
+    names = [known for known in getattr(room, "__all__", ()) if _fits(getattr(room, known))]
     if name not in names:
         where = getattr(room, "__name__", "trimtab").removeprefix("trimtab.")
         raise StudyError(f'{where} has no method "{name}"{nearest(name, names)}: there are {", ".join(names)}')
     return getattr(room, name)
+
+
+def _fits(function: object) -> bool:
+    if not inspect.isfunction(function):
+        return False
+    parameters = list(inspect.signature(function).parameters)
+    return parameters[:3] == ["lm", "task", "sites"] or "factor" in parameters

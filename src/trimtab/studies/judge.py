@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trimtab import locate
-from trimtab.errors import TaskError
+from trimtab.errors import PromptError, TaskError
 from trimtab.evaluate.controls import compared, match_kl, random_directions
 from trimtab.evaluate.effect import Effects, effects
 from trimtab.evaluate.side_effects import capability, side_effects
@@ -22,16 +22,20 @@ from trimtab.steer.amplitude import scale
 from trimtab.steer.vectors import vector_edits
 from trimtab.studies.context import Context
 from trimtab.studies.screen import is_wide
+from trimtab.studies.shuffled import shuffled_draws
 from trimtab.tasks import builtin
 from trimtab.tasks.example import Contrast
 from trimtab.tasks.fit import fit
 from trimtab.tasks.means import mean_difference
-from trimtab.tasks.measure import Measure, measure
+from trimtab.tasks.measure import Measure, measure, openings
 from trimtab.tasks.task import Task
 from trimtab.values.edit import Edit, Intervention
 from trimtab.values.findings import Control, Entangled, Estimate, Evaluation, Sample, Screening, Search
 from trimtab.values.outcome import Outcome
 from trimtab.values.site import Site
+
+NEAR = 0.25
+"""How far from the wanted KL, as a share of it, a draw may be."""
 
 
 def evaluate(context: Context, screening: Screening, found: Search) -> Evaluation:
@@ -42,16 +46,18 @@ def evaluate(context: Context, screening: Screening, found: Search) -> Evaluatio
     """
     lm, settings, task, picked = context.lm, context.settings, context.parts.test, found.intervention
     context.report("effect on the test part", 0.0)
-    test = measure(lm, task)
+    test = measure(lm, task, on="gap")
     effect = effects(lm, test, [picked])
     change = effect.changes[0]
     progress = context.step("KL and perplexity on neutral text", 0.03, 0.2)
-    cost = side_effects(lm, [picked], part("test"), length=settings.test_tokens, progress=progress)
+    cost = side_effects(
+        lm, [picked], part("test")[: settings.test_passages], length=settings.test_tokens, progress=progress
+    )
     context.report("unrelated capabilities", 0.2)
     items = some(capability_items(), settings.capability, settings.seed)
     before = capability(lm, items)
     after = capability(lm, items, picked) if picked else before
-    controls = _controls(context, screening, found, test, change) if picked else ()
+    controls = _controls(context, found, test, change) if picked else ()
     entangled = _entangled(context, picked) if picked else ()
     context.report("generations before and after", 0.93)
     return Evaluation(
@@ -71,13 +77,14 @@ def evaluate(context: Context, screening: Screening, found: Search) -> Evaluatio
     )
 
 
-def _controls(
-    context: Context, screening: Screening, found: Search, test: Measure, change: np.ndarray
-) -> tuple[Control, ...]:
+def _controls(context: Context, found: Search, test: Measure, change: np.ndarray) -> tuple[Control, ...]:
     """Random directions, shuffled labels and random places, at the KL that the picked intervention has."""
     lm, settings = context.lm, context.settings
     assert found.picked is not None
-    picked, target = found.intervention, found.points[found.picked].kl
+    picked, passages = found.intervention, context.passages[:4]
+    target = float(side_effects(lm, [picked], passages, length=settings.search_tokens).kl.mean())
+    if not target > 0:
+        return ()
     vector = all(edit.op == "add" for edit in picked.edits)
     draws, seed = settings.draws, settings.seed + 1
     shapes = [_shape(context, edit) for edit in picked.edits]
@@ -87,40 +94,46 @@ def _controls(
             "Gaussian directions at the same sites and positions, the sign picked on the validation part",
             random_directions(picked, shapes, draws, seed),
             True,
-        )
+        ),
+        (
+            "shuffled labels",
+            "the same screen and search on pairs that were swapped at random: each draw chose its own place and sign",
+            [],
+            True,
+        ),
+        _elsewhere(context, picked, draws, seed) if vector else _other_units(context, picked, draws, seed),
     ]
-    make = _vector_controls if vector else _unit_controls
-    kinds += make(context, screening, picked, draws, seed)
     made: list[Control] = []
     for i, (name, about, drawn, by_rank) in enumerate(kinds):
         context.report(f"controls: {name}", 0.3 + 0.15 * i)
+        if name == "shuffled labels":
+            coefficient = abs(float(np.mean(picked.edits[0].strength)))
+            drawn = shuffled_draws(context, draws, coefficient, target, seed)
         if not drawn:  # a model of one layer has no other site of the kind
             continue
-        if vector or name == "random directions":
+        if (vector and name != "shuffled labels") or name == "random directions":
             signs = np.sign(effects(lm, context.validation, drawn).changes.mean(1))
             drawn = [d * (-1.0 if sign < 0 else 1.0) for d, sign in zip(drawn, signs, strict=True)]
-        matched, kl = drawn, np.zeros(len(drawn))
-        if target > 0:
-            matched, kl = match_kl(lm, drawn, target, context.passages[:4], length=settings.search_tokens)
-        moved = effects(lm, test, matched).changes
-        made.append(compared(name, about, change, moved, kl, test.groups, by_rank=by_rank))
+        matched, kl = match_kl(lm, drawn, target, passages, length=settings.search_tokens)
+        met = np.abs(kl / target - 1) <= NEAR
+        if not met.all():
+            about += f"; {int((~met).sum())} of {len(met)} draws never reached the KL and are left out"
+        if met.sum() < 2:
+            none = np.full((1, len(test)), np.nan)
+            made.append(Control(name, about, none, kl[:1], Estimate.of(none[0]), 1.0, False))
+            continue
+        moved = effects(lm, test, [draw for draw, near in zip(matched, met, strict=True) if near]).changes
+        made.append(compared(name, about, change, moved, kl[met], test.groups, by_rank=by_rank))
     return tuple(made)
 
 
-def _vector_controls(
-    context: Context, screening: Screening, picked: Intervention, draws: int, seed: int
-) -> list[tuple[str, str, list[Intervention], bool]]:
-    """For added vectors: vectors of shuffled labels at the same sites, and true ones at other sites of the kind."""
+def _elsewhere(
+    context: Context, picked: Intervention, draws: int, seed: int
+) -> tuple[str, str, list[Intervention], bool]:
+    """For added vectors: the same method, with true labels, at other sites of the kind."""
     lm, rng = context.lm, np.random.default_rng(seed)
     here = [edit.site for edit in picked.edits]
-    means = mean_difference(lm, context.parts.train, here)
     where, strength = picked.edits[0].where, abs(float(np.mean(picked.edits[0].strength)))
-    shuffled = []
-    for _ in range(draws):
-        signs = np.where(np.arange(len(means)) % 2 == 0, 1.0, -1.0)
-        rng.shuffle(signs)
-        edits = vector_edits(means, here, where=where, strength=strength, signs=signs)
-        shuffled.append(Intervention(tuple(edits), name="shuffled labels"))
     if is_wide(here[0]):
         others = [Site(here[0].name, layer) for layer in range(lm.anatomy.n_layers) if layer != here[0].layer]
         choices = [[others[int(i)]] for i in rng.permutation(len(others))[:draws]]
@@ -128,41 +141,24 @@ def _vector_controls(
     else:
         choices = [_random_units(context, here, rng) for _ in range(draws)]
         about = "the same method at random units of the same layers, as many"
+    if not choices:
+        return "random sites", about, [], False
     there = mean_difference(lm, context.parts.train, list(dict.fromkeys(s for choice in choices for s in choice)))
-    elsewhere = [
+    drawn = [
         Intervention(tuple(vector_edits(there, choice, where=where, strength=strength)), name="random sites")
         for choice in choices
     ]
-    return [
-        ("shuffled labels", "the same method on pairs whose two sides were swapped at random", shuffled, True),
-        ("random sites", about, elsewhere, False),
-    ]
+    return "random sites", about, drawn, False
 
 
-def _unit_controls(
-    context: Context, screening: Screening, picked: Intervention, draws: int, seed: int
-) -> list[tuple[str, str, list[Intervention], bool]]:
-    """For scaled units: units chosen by scores of shuffled labels, and random units of the same layers."""
+def _other_units(
+    context: Context, picked: Intervention, draws: int, seed: int
+) -> tuple[str, str, list[Intervention], bool]:
+    """For scaled units: random units of the same layers."""
     rng = np.random.default_rng(seed)
-    factor = picked.edits[0].value
     here = [edit.site for edit in picked.edits]
-    count = sum(len(site.index or ()) for site in here)
-    own = {str(site.with_(index=(unit,))) for site in here for unit in site.index or ()}
-    kind = here[0].name
-    scores = [s for s in screening.scores if s.site_at(**{d: s.coords[d][0] for d in s.places}).name == kind]
-    shuffled = []
-    for _ in range(draws):
-        chosen = scores[int(rng.integers(len(scores)))]
-        signs = np.where(np.arange(len(chosen)) % 2 == 0, 1.0, -1.0)
-        rng.shuffle(signs)
-        tossed = chosen.with_(array=chosen.array * signs.reshape(-1, *[1] * (chosen.array.ndim - 1)))
-        units = dict.fromkeys(str(site).partition("@")[0] for site in tossed.top(4 * count + len(own)))
-        shuffled.append(_scaled([Site.parse(unit) for unit in units][:count], factor))
-    elsewhere = [_scaled(_random_units(context, here, rng), factor) for _ in range(draws)]
-    return [
-        ("shuffled labels", "as many units, chosen by the same scores of pairs swapped at random", shuffled, True),
-        ("random sites", "random units of the same layers, as many", elsewhere, True),
-    ]
+    drawn = [_scaled(_random_units(context, here, rng), picked.edits[0].value) for _ in range(draws)]
+    return "random sites", "random units of the same layers, as many", drawn, True
 
 
 def _scaled(sites: Sequence[Site], factor: object) -> Intervention:
@@ -200,7 +196,7 @@ def _entangled(context: Context, picked: Intervention) -> tuple[Entangled, ...]:
         context.report(f"effect on {other.name}", 0.78 + 0.15 * i / len(contrasts))
         try:
             fitted = fit(context.lm, other.take(settings.others, settings.seed)).task
-        except TaskError:  # none of its words is a token of this model: nothing to measure
+        except (TaskError, PromptError):  # its words are no tokens of this model, or it has no chat template
             continue
         found = effects(context.lm, fitted, [picked])
         spread = float(found.base.std()) or 1.0
@@ -213,7 +209,7 @@ def _samples(context: Context, picked: Intervention) -> tuple[Sample, ...]:
     settings, task = context.settings, context.parts.test
     if not settings.samples:
         return ()
-    prompts = measure(context.lm, task.take(settings.samples, settings.seed)).prompts
+    prompts = openings(context.lm, task.take(settings.samples, settings.seed))
     texts = [_text(prompts.rows([row], trim=True)) for row in range(prompts.batch)]
     both = [context.lm.generate(prompts, edit, max_new_tokens=settings.new_tokens).texts for edit in (None, picked)]
     return tuple(Sample(text, b, a) for text, b, a in zip(texts, *both, strict=True))

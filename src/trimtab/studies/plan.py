@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from trimtab.evaluate.texts import part
 from trimtab.studies.context import WIDE
 from trimtab.studies.validate import DRAWS
 from trimtab.tasks import builtin
@@ -86,7 +85,7 @@ def plan(study: Study) -> StudyPlan:
             "screen": screens * (train + (1 + BACKWARD) * asked["train"]),
             "validate": candidates * (1 + DRAWS) * asked["validation"],
             "steer": points * point,
-            "evaluate": 2 * len(part("test")) * settings.test_tokens
+            "evaluate": 2 * settings.test_passages * settings.test_tokens
             + 2 * settings.capability * 10
             + 3 * settings.draws * (matched + asked["test"] + asked["validation"])
             + 2 * len(contrasts) * settings.others * asked["test"] // max(len(parts.test), 1)

@@ -8,7 +8,7 @@ shapes need no change here.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from trimtab import steer
 from trimtab.errors import StudyError
@@ -60,7 +60,7 @@ def _proposals(context: Context, validation: Validation) -> Iterator[Proposal]:
     places = _places(context, validation)
     for name in settings.steerers:
         make = method(steer, name)
-        scales = "factor" in inspect.signature(make).parameters
+        scales = is_scaling(make)
         for sites, sign in places:
             label = ", ".join(map(str, sites[:4])) + (f" … {len(sites)} in all" if len(sites) > 4 else "")
             if scales:
@@ -74,6 +74,11 @@ def _proposals(context: Context, validation: Validation) -> Iterator[Proposal]:
                 base = made.with_(edits=tuple(edit.with_(where=Scope.parse(scope)) for edit in made.edits))
                 coefficients = tuple(sign * c for c in settings.coefficients)
                 yield Proposal(name, label, scope, coefficients, lambda c, b=base: b * c)
+
+
+def is_scaling(make: Callable[..., object]) -> bool:
+    """Whether a method of `steer` takes sites and a factor; else it takes a model, a task and sites."""
+    return "factor" in inspect.signature(make).parameters
 
 
 def _places(context: Context, validation: Validation) -> list[tuple[list[Site], float]]:

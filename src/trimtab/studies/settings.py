@@ -66,6 +66,7 @@ class Settings(BaseModel):
     search_tokens: int = Field(64, ge=24)
     """Of each neutral passage read in the search."""
     search_passages: int = Field(8, ge=2)
+    test_passages: int = Field(28, ge=2)
     test_tokens: int = Field(170, ge=24)
     """Of each neutral passage read in the evaluation."""
     capability: int = Field(400, ge=20)
@@ -83,7 +84,10 @@ class Settings(BaseModel):
         from trimtab.values.scope import Scope
 
         for scope in scopes:
-            Scope.parse(scope)
+            if Scope.parse(scope).kind == "span":
+                raise ValueError(
+                    f'"{scope}" is a span, which neutral text has not: write all, prompt, generated, last or a slice'
+                )
         return scopes
 
     @field_validator("coefficients", "factors")
@@ -151,6 +155,7 @@ QUICK: Mapping[str, object] = {
     "test": 24,
     "search_tokens": 40,
     "search_passages": 4,
+    "test_passages": 14,
     "test_tokens": 80,
     "coefficients": (1.0, 1.5, 2.0),
     "factors": (0.0, 2.0),

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=Saved)
 
+LEAST_GROUPS = 3
+"""In each part."""
 VERSION = 1
 """Of what the stages compute: a change here makes every stage run again."""
 Listener = Callable[[str, str, float], None]
@@ -100,7 +102,15 @@ class Study:
         settings = self.settings
         split = self.task.split(settings.seed)
         most = (settings.train, settings.validation, settings.test)
-        return Parts(*(part.take(n, settings.seed) for part, n in zip(split, most, strict=True)))
+        parts = Parts(*(part.take(n, settings.seed) for part, n in zip(split, most, strict=True)))
+        for name, part in parts._asdict().items():
+            if len(set(part.groups)) < LEAST_GROUPS:
+                raise StudyError(
+                    f"the {name} part of {self.task.name} has examples of {len(set(part.groups))} group(s), and its "
+                    f"intervals need {LEAST_GROUPS} or more: give examples of more groups (templates, topics, "
+                    f"entities), at least {4 * LEAST_GROUPS} in all, or raise {name}"
+                )
+        return parts
 
     # Running
     # -------------------------------------------------------------------------------------------------------------
@@ -114,6 +124,8 @@ class Study:
         Raises StudyError where another process runs it, or the budget does not pay for one candidate.
         """
         settings = self.settings.plain()
+        if fresh:
+            self.folder = None
         if self.folder is None and not fresh:
             self.folder = self.store.unfinished(self.name, settings_hash(settings))
         if self.folder is None:

@@ -2,8 +2,9 @@
 
 Clean and corrupt prompts that correspond are patched: the clean run's activation is put into the corrupt run. Contrast
 texts do not correspond to the questions that are asked, so there the mean difference between their two sides is
-added. Both are exact. A unit is compared with random units of its layer; a site as wide as the residual stream with
-Gaussian noise of the same size. A candidate that does no more than these is listed as a false positive.
+added. Both are exact. A unit is compared with random units of its layer; a site as wide as the residual stream, of
+which a layer has one, with random directions of the same length. A candidate that does no more than these is listed as
+a false positive.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import numpy as np
 
 from trimtab import locate
 from trimtab.errors import StudyError
+from trimtab.evaluate.controls import random_directions
 from trimtab.evaluate.effect import effects
 from trimtab.studies.context import Context
 from trimtab.studies.screen import is_wide
 from trimtab.tasks.means import mean_difference
-from trimtab.values.edit import Edit, Intervention, Noise
+from trimtab.values.edit import Edit, Intervention
 from trimtab.values.findings import Candidate, Check, Estimate, Screening, Validation
 from trimtab.values.scope import Scope
 from trimtab.values.site import Site
@@ -44,10 +46,11 @@ def validate(context: Context, screening: Screening) -> Validation:
     else:
         scores = locate.shift(lm, task, every, source=source, progress=progress)
     moved = {site: scores.array[:, i] for i, site in enumerate(every)}
-    noise = _noise(context, [site for site in sites if is_wide(site)], patches)
+    alone = [site for site, others in zip(sites, controls, strict=True) if not others]
+    random = _directions(context, alone, patches)
     checks = []
     for candidate, site, others in zip(chosen, sites, controls, strict=True):
-        draws = noise[site] if is_wide(site) else np.stack([moved[other] for other in others])
+        draws = np.stack([moved[other] for other in others]) if others else random[site]
         checks.append(_checked(candidate, moved[site], draws, task.groups))
     how = (
         "the clean run's activation put into the corrupt run (exact activation patching)"
@@ -79,22 +82,23 @@ def _like(units: int, site: Site, taken: list[Site], rng: np.random.Generator) -
     return [site.with_(index=(int(i),)) for i in rng.permutation(free)[:DRAWS]]
 
 
-def _noise(context: Context, sites: list[Site], patches: bool) -> dict[Site, np.ndarray]:
-    """(draw example) what Gaussian noise of the size of the difference does at each wide site."""
+def _directions(context: Context, sites: list[Site], patches: bool) -> dict[Site, np.ndarray]:
+    """(draw example) what random directions as long as the difference do at each site, at the same positions."""
     if not sites:
         return {}
     source = context.parts.validation if patches else context.parts.train
     means = mean_difference(context.lm, source, sites)
-    variants = []
-    for site in sites:
-        size = means.pairs(site) if patches else means.difference(site)[None]
-        sigma = float(np.sqrt((size**2).mean(-1)).mean())
-        for draw in range(DRAWS):
-            seed = context.settings.seed * 1000 + draw
-            where = site.at or Scope("all")
-            edit = Edit(site.with_(at=None), "noise", Noise(max(sigma, 1e-12), seed), where=where)
-            variants.append(Intervention((edit,)))
-    found = effects(context.lm, context.validation, variants, progress=context.step("noise of that size", 0.8, 1.0))
+    variants: list[Intervention] = []
+    for i, site in enumerate(sites):
+        difference = means.difference(site)
+        pairs = means.pairs(site).reshape(len(means), -1)
+        size = float(np.linalg.norm(pairs, axis=1).mean()) if patches else float(np.linalg.norm(difference))
+        value = np.full(difference.shape, size / np.sqrt(difference.size), dtype=np.float32)
+        like = Intervention((Edit(site.with_(at=None), "add", value, where=site.at or Scope("all")),))
+        seed = context.settings.seed * 1000 + i
+        variants += random_directions(like, [difference.shape], DRAWS, seed)
+    progress = context.step("random directions of that length", 0.8, 1.0)
+    found = effects(context.lm, context.validation, variants, progress=progress)
     return {site: found.changes[i * DRAWS : (i + 1) * DRAWS] for i, site in enumerate(sites)}
 
 

@@ -19,9 +19,16 @@ def conclude(name: str, validation: Validation, found: Search, evaluation: Evalu
     change = f"{_with(evaluation.effect)} {evaluation.outcome.unit}"
     how = f"coefficient {point.coefficient:g}, {_scope(point.scope)}"
     what = f"{_words(point.method).capitalize()} at {point.site} ({how})"
-    if unbeaten or not right_way:
-        reason = _names([control.name for control in unbeaten]) or "zero"
+    over = evaluation.kl.mean > found.limit
+    counts = not unbeaten and right_way and not over and bool(evaluation.controls)
+    if unbeaten or not right_way or not evaluation.controls:
+        reason = _names([control.name for control in unbeaten]) or ("zero" if evaluation.controls else "anything")
         head = f"{what} moves {name} by {change} on held-out groups, which does not beat {reason}."
+    elif over:
+        head = (
+            f"{what} moves {name} by {change} on held-out groups, more than every control, but costs more on the test "
+            f"text than the limit of {found.limit:g} nats of KL per token."
+        )
     else:
         head = f"{what} moves {name} by {change} on held-out groups, more than every control."
     sentences = [
@@ -32,7 +39,7 @@ def conclude(name: str, validation: Validation, found: Search, evaluation: Evalu
         *_caveats(evaluation),
         *_probes(evaluation),
     ]
-    return Verdict("not beaten" if unbeaten or not right_way else "found", tuple(sentences))
+    return Verdict("found" if counts else "not beaten", tuple(sentences))
 
 
 def _nothing(name: str, validation: Validation, found: Search) -> str:

@@ -49,6 +49,10 @@ class Counterfactual(Content):
         for name in (*self.spans, *self.corrupt_spans):
             _check_span(name)
 
+    def mislabelled(self) -> Counterfactual:
+        """The same prompts, with the answers for distractors and the distractors for answers."""
+        return self.with_(answers=self.distractors, distractors=self.answers)
+
     def swapped(self) -> Counterfactual:
         """The other way round: corrupt is clean, distractors are answers."""
         spans = {**self.spans, **self.corrupt_spans}
@@ -96,6 +100,10 @@ class Contrast(Content):
             raise TaskError("answers and distractors follow a question, and there is none: give the question")
         if (self.positive, self.positive_system) == (self.negative, self.negative_system):
             raise TaskError(f"positive and negative are the same: {_short(self.positive)}")
+
+    def mislabelled(self) -> Contrast:
+        """The same pair labelled the other way round; the question keeps its answers."""
+        return self.swapped()
 
     def swapped(self) -> Contrast:
         """The same pair labelled the other way round; the question keeps its answers."""

@@ -58,6 +58,9 @@ class Measure:
         return total
 
 
+On = Literal["clean", "corrupt", "gap"]
+
+
 class Sides(NamedTuple):
     """Prompts of the positive (clean) and negative (corrupt) side, row by row of the examples.
 
@@ -70,16 +73,19 @@ class Sides(NamedTuple):
     negative: Prompts
 
 
-def measure(lm: LM, task: Task, on: Literal["clean", "corrupt"] = "corrupt", metric: Metric | None = None) -> Measure:
+def measure(lm: LM, task: Task, on: On = "corrupt", metric: Metric | None = None) -> Measure:
     """Where and how the effect of a task is read off a model.
 
     Contrast tasks are read after their questions, whose tokens but the first are the span "text"; counterfactual tasks
-    on their `clean` or their `corrupt` prompts.
+    on their "clean" or their "corrupt" prompts, or on both as the "gap": the number of the clean prompt minus that
+    of the corrupt one, by how much the model tells the two apart.
     `metric` reads something else than the task's own.
 
     Raises TaskError where an answer is more than one token and a metric of single tokens is asked for.
     """
     if task.shape == "counterfactual":
+        if on == "gap":
+            return _gap(lm, task, metric)
         sides_ = sides(lm, task)
         prompts = sides_.positive if on == "clean" else sides_.negative
         return _of_words(lm, task, prompts, task.examples, metric)
@@ -128,6 +134,19 @@ def sides(lm: LM, task: Task) -> Sides:
     )
 
 
+def openings(lm: LM, task: Task) -> Prompts:
+    """What a model may be asked to continue: clean prompts, questions, prompts, or the first half of positive texts."""
+    options = {"chat": task.chat, "system": task.system if task.chat else None}
+    texts = []
+    for example in task.examples:
+        if isinstance(example, Counterfactual):
+            texts.append(example.clean)
+        else:
+            words = example.positive.split()
+            texts.append(example.question or example.prompt or " ".join(words[: max(1, len(words) // 2)]))
+    return lm.prompts(texts, **options)
+
+
 def answer_tokens(lm: LM, words: Sequence[str]) -> list[int] | None:
     """The token of each word, or None where one of them is not a single token."""
     found = tokens_of(lm, words)
@@ -172,6 +191,27 @@ def _without_sink(prompts: Prompts) -> Prompts:
     """The span "text" without the row's first token, where there is another."""
     spans = tuple(tuple(p for p in places if p or len(places) == 1) for places in prompts.spans["text"])
     return prompts.with_spans(text=spans)
+
+
+def _gap(lm: LM, task: Task, metric: Metric | None) -> Measure:
+    """A measure of clean minus corrupt: one row for each prompt, those of the corrupt ones counted negatively."""
+    both = [e for e in task.examples if isinstance(e, Counterfactual)]
+    turned = [e.swapped().with_(answers=e.answers, distractors=e.distractors) for e in both]
+    joint = [*both, *turned]
+    texts, n = [e.clean for e in joint], len(both)
+    named = [name for name in both[0].spans if all(name in e.spans for e in joint)]
+    spans = {**{name: [e.spans[name] for e in joint] for name in named}, "text": texts}
+    options = {"chat": task.chat, "system": task.system if task.chat else None}
+    prompts = _without_sink(lm.prompts(texts, spans=spans, **options))
+    one = _of_words(lm, task, prompts, joint, metric)
+    sign = torch.cat([torch.ones(n), -torch.ones(n)])
+
+    def function(logits: Tensor, rows: Tensor) -> Tensor:
+        value = one.readout.function(logits, rows)
+        return value * sign.to(value)[rows]
+
+    made = replace(one.readout, function=function, name=f"{one.readout.name} gap")
+    return Measure(prompts, made, np.tile(np.arange(n), 2), tuple(e.group for e in both))
 
 
 def _with_text(prompts: Prompts, lengths: Sequence[int]) -> Prompts:

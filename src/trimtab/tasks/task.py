@@ -20,7 +20,7 @@ from trimtab.values.content import Content
 
 LEAST = 60
 """Examples that a built-in task keeps at least, after filtering by the tokenizer."""
-SHARES = (0.45, 0.2, 0.35)
+SHARES = (0.4, 0.25, 0.35)
 """Of the examples, in train, validation and test part, as near as whole groups allow."""
 
 Shape = Literal["counterfactual", "contrast"]
@@ -105,13 +105,14 @@ class Task(Content):
         return self.only(sorted(int(i) for i in rounds[:most]))
 
     def shuffled(self, seed: int) -> Task:
-        """With the two sides of every example swapped or not by the toss of a coin: a task with nothing to find.
+        """With half of the examples, chosen at random, mislabelled: a task with nothing to find.
 
-        Questions keep their answers. The tosses are balanced: half of the examples are swapped.
+        Contrast examples have their two sides swapped and keep their questions; counterfactual ones have their answers
+        and distractors swapped and keep their prompts.
         """
         coins = np.arange(len(self)) % 2 == 0
         np.random.default_rng(seed).shuffle(coins)
-        return self.of([e.swapped() if coin else e for e, coin in zip(self.examples, coins, strict=True)])
+        return self.of([e.mislabelled() if coin else e for e, coin in zip(self.examples, coins, strict=True)])
 
     def split(self, seed: int = 0, shares: tuple[float, float, float] = SHARES) -> Parts:
         """Train, validation and test part; every group is whole in one of them, so no template or topic is in two.

@@ -51,6 +51,41 @@ def bootstrap_interval(
     return ends[0].reshape(shape), ends[1].reshape(shape)
 
 
+FEW = 30
+"""Groups below which resampling them gives intervals that are too narrow."""
+
+
+def mean_interval(
+    values: np.ndarray,
+    *,
+    level: float = 0.95,
+    groups: Sequence[object] | None = None,
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The interval of a mean over examples (example) that come in groups.
+
+    With 30 groups or more it is the group bootstrap. Fewer groups are too few to resample (a percentile interval of
+    95 % then misses the mean 10 to 25 % of the time), so it is Student's with the cluster-robust variance,
+    m ± t(G − 1) · √(G/(G − 1) · Σ_g (Σ_{i in g} (x_i − m))²)/n (Cameron, Gelbach and Miller 2008). NaN with one group.
+    """
+    from scipy.stats import t as student
+
+    values = np.asarray(values, dtype=np.float64)
+    sums, counts = (part[:, 0] for part in _by_group(values[:, None], groups))
+    sums, counts = sums[counts > 0], counts[counts > 0]
+    if len(counts) < 2:
+        return float("nan"), float("nan")
+    if len(counts) >= FEW:
+        low, high = bootstrap_interval(values, level=level, samples=samples, seed=seed, groups=groups)
+        return float(low), float(high)
+    n, g = counts.sum(), len(counts)
+    mean = sums.sum() / n
+    error = np.sqrt(g / (g - 1) * ((sums - counts * mean) ** 2).sum()) / n
+    reach = float(student.ppf((1 + level) / 2, g - 1)) * error
+    return float(mean - reach), float(mean + reach)
+
+
 def _by_group(flat: np.ndarray, groups: Sequence[object] | None) -> tuple[np.ndarray, np.ndarray]:
     """For each group and column: the sum of the values present, and how many they are."""
     present = ~np.isnan(flat)

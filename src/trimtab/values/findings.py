@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from trimtab.errors import TrimtabError
-from trimtab.values.bootstrap import bootstrap_interval, mean_over_examples
+from trimtab.values.bootstrap import mean_interval, mean_over_examples
 from trimtab.values.content import Content
 from trimtab.values.edit import Intervention
 from trimtab.values.outcome import Outcome
@@ -34,10 +34,10 @@ class Estimate(Content):
 
     @classmethod
     def of(cls, values: np.ndarray, groups: Sequence[object] | None = None, seed: int = 0) -> Estimate:
-        """From one value for each example, by bootstrap over whole groups where there are groups."""
+        """From one value for each example, over whole groups where there are groups: `bootstrap.mean_interval`."""
         values = np.asarray(values, dtype=np.float64)
-        low, high = bootstrap_interval(values, level=0.95, samples=2000, seed=seed, groups=groups)
-        return cls(float(mean_over_examples(values)), float(low), float(high), int((~np.isnan(values)).sum()))
+        low, high = mean_interval(values, groups=groups, seed=seed)
+        return cls(float(mean_over_examples(values)), low, high, int((~np.isnan(values)).sum()))
 
     @property
     def excludes_zero(self) -> bool:
@@ -204,7 +204,7 @@ class Evaluation(Saved):
     `outcome` is the task's number before and after, `wrong_way` the share of examples that moved against the aim. `kl`
     (nats per token) is estimated over the sources of the neutral text, `perplexity` on the same text; `capability` is
     1 or 0 for each item. `prompt_only` is the same task with an instruction in place of the intervention, where one is
-    known. `probe` gives further named numbers, such as the balanced accuracy of a probe on held-out groups.
+    known. `figures` gives further named numbers, such as the balanced accuracy of a probe on held-out groups.
     """
 
     KIND: ClassVar[str] = "evaluation"

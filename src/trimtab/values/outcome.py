@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from trimtab.errors import TrimtabError
-from trimtab.values.bootstrap import bootstrap_interval, mean_over_examples
+from trimtab.values.bootstrap import mean_interval, mean_over_examples
 from trimtab.values.provenance import Provenance
 from trimtab.values.saved import Saved
 
@@ -61,11 +61,11 @@ class Outcome(Saved):
     def __len__(self) -> int:
         return len(self.before)
 
-    def difference(self, level: float = 0.95, samples: int = 1000, seed: int = 0) -> Difference:
-        """The mean of after − before, with a paired bootstrap interval (by group where there are groups)."""
+    def difference(self, level: float = 0.95, samples: int = 2000, seed: int = 0) -> Difference:
+        """The mean of after − before, with its paired interval, by group where there are groups (`mean_interval`)."""
         change = self.after - self.before
-        low, high = bootstrap_interval(change, level=level, samples=samples, seed=seed, groups=self.groups)
-        return Difference(float(mean_over_examples(change)), float(low), float(high))
+        low, high = mean_interval(change, level=level, samples=samples, seed=seed, groups=self.groups)
+        return Difference(float(mean_over_examples(change)), low, high)
 
     def __str__(self) -> str:
         before, after = (float(mean_over_examples(values)) for values in (self.before, self.after))
