@@ -20,8 +20,9 @@ study: $(READY)  ## the main job: where honesty is in the bundled model, steered
 test: $(READY)  ## every test but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
-nightly: $(READY)  ## every test
+nightly: $(READY)  ## every test, and how often studies of tossed labels claim an effect (hours)
 	$(BIN)/python -m pytest -m "" --durations 25
+	$(BIN)/python -m benchmarks.null
 
 check: $(READY)  ## format, lint, types, and which room imports which
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import subprocess
@@ -15,11 +16,18 @@ import pytest
 import trimtab
 from tests.studies.small import contrast, counterfactual, digests, study
 from trimtab.errors import FileError, StudyError
+from trimtab.studies.judge import evaluate
+from trimtab.studies.screen import screen
+from trimtab.studies.search import search
+from trimtab.studies.settings import Settings, read_by
 from trimtab.studies.store import Store
 from trimtab.studies.study import Study
+from trimtab.studies.validate import validate
+from trimtab.studies.verdict import conclude
 from trimtab.values.edit import Intervention
 from trimtab.values.findings import STAGES
 
+STAGE_CODE = dict(zip(STAGES, (screen, validate, search, evaluate, conclude), strict=True))
 HERE = Path(__file__).parents[2]
 
 
@@ -110,6 +118,31 @@ def test_a_finished_study_is_not_run_again(whole):
     seen = []
     whole.run(lambda stage, what, share: seen.append((stage, what)))
     assert seen == [(stage, "as before") for stage in STAGES]
+
+
+def test_a_stage_that_another_run_has_gone_through_is_taken_over(tmp_path):
+    first = study(tmp_path).run()
+    seen = []
+    second = study(tmp_path, kl_limit=4.0).run(lambda stage, what, share: seen.append((stage, what)))
+    assert second.folder.path != first.folder.path
+    told = f"as in {first.folder.path.name}"
+    assert seen[:2] == [("screen", told), ("validate", told)]
+    assert ("steer", told) not in seen
+    assert digests(second)["validate"] == digests(first)["validate"]
+    seen.clear()
+    study(tmp_path, kl_limit=4.0).run(lambda stage, what, share: seen.append((stage, what)), fresh=True)
+    assert not any(what.startswith("as ") for _, what in seen)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_setting_is_read_by_a_stage_or_by_none(stage):
+    """A setting that a stage reads and its inputs leave out would be a stale result."""
+    listed = {name for known in STAGES for name in read_by(known)}
+    outside = {"task", "model", "dtype", "device", "quick", "shuffle_labels"}  # in the task's or the model's own hash
+    assert listed | outside == set(Settings.model_fields)
+    source = inspect.getsource(sys.modules[STAGE_CODE[stage].__module__])
+    used = {name for name in Settings.model_fields if f"settings.{name}" in source}
+    assert used - outside <= set(read_by(stage)), "the stage reads a setting that its inputs do not cover"
 
 
 def test_a_counterfactual_task(tmp_path):

@@ -233,16 +233,20 @@ def reproduce(
 
     Exit code 0 when all stages found the same, 1 when one did not.
     """
+    from trimtab.studies.findings import TASK
     from trimtab.studies.settings import Settings
     from trimtab.studies.store import Store
     from trimtab.studies.study import Study
+    from trimtab.tasks.files import load_task
 
     kept = Store(store)
     first = kept.find(run)
     before = first.state
     if before.status != "finished":
         raise StudyError(f"{first.path.name} is {before.status}: only a finished run can be compared with a new one")
-    again = Study(Settings.of(**before.settings), store=kept)
+    own = first.path / TASK
+    task = load_task(own) if own.is_file() else None
+    again = Study(Settings.of(**before.settings), task=task, store=kept)
     with listening() as listener:
         again.run(listener, fresh=True)
     assert again.folder is not None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trimtab.studies.folder import RunFolder
     from trimtab.tasks.task import Task
 
-ABOUT = "task.json"
+ABOUT, TASK = "task.json", "task.jsonl"
 KINDS: Mapping[str, type[Saved]] = dict(zip(STAGES, (Screening, Validation, Search, Evaluation, Verdict), strict=True))
 
 

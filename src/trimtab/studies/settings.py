@@ -172,3 +172,34 @@ def _told(problem: Mapping[str, object]) -> str:
     where = problem.get("loc") or ()
     name = ".".join(str(part) for part in where) if isinstance(where, tuple) else str(where)
     return f"{name}: {problem.get('msg')}, got {problem.get('input')!r}"
+
+
+def read_by(stage: str) -> tuple[str, ...]:
+    """The settings that a stage's result depends on, beside the task, the model and what earlier stages found."""
+    return (*PARTS, *READ[stage])
+
+
+PARTS = ("seed", "train", "validation")
+NEUTRAL = ("search_tokens", "search_passages")
+SEARCH = ("steerers", "scopes", "factors", "sites")
+READ: Mapping[str, tuple[str, ...]] = {
+    "screen": ("objects", "screens", "candidates"),
+    "validate": ("budget",),
+    "steer": (*SEARCH, *NEUTRAL, "coefficients", "kl_limit", "budget"),
+    "evaluate": (
+        *SEARCH,
+        *NEUTRAL,
+        "objects",
+        "candidates",
+        "draws",
+        "test",
+        "test_passages",
+        "test_tokens",
+        "capability",
+        "others",
+        "samples",
+        "new_tokens",
+    ),
+    "verdict": (),
+}
+"""The further settings that each stage reads."""

@@ -22,10 +22,13 @@ from typing import TYPE_CHECKING, TypeVar
 from trimtab.errors import StudyError
 from trimtab.report.study import study_html
 from trimtab.studies.context import Context, Report
-from trimtab.studies.findings import ABOUT, KINDS, findings, numbers, provenance, tables
+from trimtab.studies.findings import ABOUT, KINDS, TASK, findings, numbers, provenance, tables
 from trimtab.studies.folder import RunFolder, settings_hash
-from trimtab.studies.settings import Settings
+from trimtab.studies.settings import Settings, read_by
 from trimtab.studies.store import Store
+from trimtab.tasks import builtin
+from trimtab.tasks.files import load_task, save_task
+from trimtab.tasks.fit import fit
 from trimtab.values.edit import Intervention
 from trimtab.values.findings import STAGES, Evaluation, Findings, Screening, Search, Validation, Verdict
 from trimtab.values.saved import Saved
@@ -38,6 +41,8 @@ T = TypeVar("T", bound=Saved)
 
 LEAST_GROUPS = 3
 """In each part."""
+RECENT = 50
+"""Runs in which a stage's result is looked for."""
 VERSION = 1
 """Of what the stages compute: a change here makes every stage run again."""
 Listener = Callable[[str, str, float], None]
@@ -63,6 +68,7 @@ class Study:
         self.store = store or Store()
         self.folder = folder
         self._lm, self._task = lm, task
+        self._fresh = False
 
     def __repr__(self) -> str:
         where = "not run yet" if self.folder is None else f"{self.folder.state.status}, {self.folder.path.name}"
@@ -81,17 +87,17 @@ class Study:
         return load(self.settings.model, dtype=self.settings.dtype, device=self.settings.device)
 
     @cached_property
+    def _whole(self) -> Task:
+        """The task as it was given, by name, in a file, or ready made."""
+        if self._task is not None:
+            return self._task
+        name = self.settings.task
+        return builtin.task(name) if name in builtin.names() or not Path(name).exists() else load_task(name)
+
+    @cached_property
     def task(self) -> Task:
         """The task, without the examples that the model's tokenizer cannot do."""
-        from trimtab.tasks import builtin
-        from trimtab.tasks.files import load_task
-        from trimtab.tasks.fit import fit
-
-        task = self._task
-        if task is None:
-            known = self.settings.task in builtin.names() or not Path(self.settings.task).exists()
-            task = builtin.task(self.settings.task) if known else load_task(self.settings.task)
-        fitted = fit(self.lm, task).task
+        fitted = fit(self.lm, self._whole).task
         return fitted.shuffled(self.settings.seed) if self.settings.shuffle_labels else fitted
 
     @cached_property
@@ -118,12 +124,14 @@ class Study:
     def run(self, listener: Listener | None = None, *, fresh: bool = False) -> Study:
         """Run the stages that have not been run, writing each as it ends, and the report.
 
-        An unfinished run of the same settings in the store is taken up again, unless `fresh`. What is raised, also
-        by Ctrl-C, leaves the run as it was after its last stage.
+        An unfinished run of the same settings in the store is taken up again, and a stage that another run of the task
+        has gone through on the same inputs is taken over from it; not so with `fresh`. What is raised, also by Ctrl-C,
+        leaves the run as it was after its last stage.
 
         Raises StudyError where another process runs it, or the budget does not pay for one candidate.
         """
         settings = self.settings.plain()
+        self._fresh = fresh
         if fresh:
             self.folder = None
         if self.folder is None and not fresh:
@@ -185,6 +193,13 @@ class Study:
         if folder.has(stage, inputs):
             listener(stage, "as before", 1.0)
             return folder.read(stage, KINDS[stage])  # pyright: ignore[reportReturnType]
+        if (other := None if self._fresh else self._other(stage, inputs)) is not None:
+            found = other.read(stage, KINDS[stage])
+            folder.forget(*STAGES[STAGES.index(stage) :])
+            folder.write(stage, found, inputs, other.state.stages[stage].seconds)
+            folder.log("taken over", stage=stage, run=other.path.name)
+            listener(stage, f"as in {other.path.name}", 1.0)
+            return found  # pyright: ignore[reportReturnType]
         folder.forget(*STAGES[STAGES.index(stage) :])
         folder.log("began", stage=stage)
         began = time.monotonic()
@@ -195,6 +210,14 @@ class Study:
         self.store.update(folder)
         listener(stage, "done", 1.0)
         return found
+
+    def _other(self, stage: str, inputs: str) -> RunFolder | None:
+        """Another run in the store that has found this stage's result on the same inputs."""
+        for row in self.store.list(name=self.name, limit=RECENT):
+            other = RunFolder(row.path)
+            if row.name and other.path != (self.folder and self.folder.path) and other.has(stage, inputs):
+                return other
+        return None
 
     def _inputs(self, stage: str) -> str:
         """The hash of everything that a stage's result depends on."""
@@ -207,7 +230,8 @@ class Study:
             "model": self.lm.hash,
             "dtype": str(self.lm.dtype),
             "task": self.task.digest,
-            "settings": self.settings.digest(),
+            "attention": self.lm.attention,
+            "settings": self.settings.digest(*read_by(stage)),
             "before": [done[name].digest for name in before],
         }
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
@@ -225,6 +249,8 @@ class Study:
             "attention": self.lm.attention,
             "provenance": json.loads(provenance(self.lm, self.parts.test, self.settings).to_json()),
         }
+        if self.settings.task not in builtin.names() and isinstance(self.task.metric, str):
+            save_task(self._whole, self.folder.path / TASK)
         self.folder.write_text(ABOUT, json.dumps(about, indent=1, ensure_ascii=False))
 
     def _write(self) -> None:
