@@ -45,7 +45,7 @@ def test_a_map_has_its_means_in_the_table_and_its_strongest_below():
     assert panel.table.columns == ("layer", "0", "1")
     assert panel.table.rows == (("0", "+0.20", "−1.50"), ("1", "+1.00", "0.00"))
     assert [site for site, _ in panel.facts] == ["L0.head[1]", "L1.head[0]", "L0.head[0]"]
-    assert panel.facts[0][1].startswith("−1.50 [")
+    assert panel.facts[0][1].startswith("−1.5 [")
     assert [t.replace("\u00a0", " ") for t in titles(panel.svg)[:2]] == [
         "L0.head[0]: +0.200 nats",
         "L0.head[1]: −1.50 nats",
@@ -79,11 +79,20 @@ def test_layers_alone_are_bars_with_the_last_on_top():
     assert panel.span == "two"
 
 
+def test_units_at_spans_are_one_map_for_each_span():
+    array = np.random.default_rng(0).normal(size=(5, 3, 4, 2))
+    panels = score_panels([scores(array, ("layer", "head", "span"), "L{layer}.head[{head}]@{span}")])
+    assert len(panels) == 2
+    for i, panel in enumerate(panels):
+        (alone,) = score_panels([scores(array[..., i], ("layer", "head"), f"L{{layer}}.head[{{head}}]@{i}")])
+        assert panel == alone
+
+
 def test_more_axes_than_two_are_ranked():
     array = np.random.default_rng(0).normal(size=(5, 3, 4, 6))
     array[:, 1, 2, 3] -= 9
     array[:, 0, 0, 0] = NAN
-    (panel,) = score_panels([scores(array, ("layer", "head", "span"), "L{layer}.head[{head}]@{span}")])
+    (panel,) = score_panels([scores(array, ("layer", "head", "pos"), "L{layer}.head[{head}]@{pos}")])
     assert len(panel.table.rows) == RANKED
     assert panel.table.rows[0][0] == "L1.head[2]@3"
     sizes = [abs(array.mean(0)[tuple(map(int, re.findall(r"\d+", row[0])))]) for row in panel.table.rows]

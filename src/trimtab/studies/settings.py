@@ -157,6 +157,7 @@ QUICK: Mapping[str, object] = {
     "search_passages": 4,
     "test_passages": 14,
     "test_tokens": 80,
+    "scopes": ("all",),
     "coefficients": (1.0, 1.5, 2.0),
     "factors": (0.0, 2.0),
     "capability": 100,
