@@ -5,8 +5,8 @@ sign of the picked intervention were chosen for their effect. So every draw choo
 its own mean difference, times the gradient of the task's number, promises most; then difference of means and scaling
 are tried there at the same scopes on the validation part, and the one of most effect at equal KL is the draw's.
 
-Exactly half of the pairs are swapped. With coins that may fall unevenly something of the true difference would remain in
-every draw, and the choice of its sign would find it again.
+Exactly half of the pairs are swapped. With coins that may fall unevenly something of the true difference would remain
+in every draw, and the choice of its sign would find it again.
 """
 
 from __future__ import annotations
