@@ -22,6 +22,7 @@ def context(request, tmp_path_factory):
 def test_draws_are_interventions_of_their_own(context):
     draws = shuffled_draws(context, 6, 1.5, 0.1, seed=0)
     assert len(draws) == 6
+    assert len(shuffled_draws(context, 2, 1.5, 0.1, seed=0, vectors=False)) == 2
     assert len({draw.digest for draw in draws}) > 1, "other labels give other interventions"
     assert {draw.digest for draw in shuffled_draws(context, 6, 1.5, 0.1, seed=0)} == {d.digest for d in draws}
     for draw in draws:
@@ -54,7 +55,10 @@ def test_wide_sites_and_units_are_both_proposed(context):
 
     means = mean_difference(context.lm, context.parts.train, [f"L*.{kind}" for kind in context.settings.objects])
     slopes = gradients(context, list(means))
-    made = _proposals(context, means, slopes, np.ones(len(means)), 1.0)
+    made = _proposals(context, means, slopes, np.ones(len(means)), 1.0, True)
+    scalings = _proposals(context, means, slopes, np.ones(len(means)), 1.0, False)
+    assert {edit.op for proposal in made for edit in proposal.edits} == {"add"}
+    assert {edit.op for proposal in scalings for edit in proposal.edits} == {"scale"}
     kinds = {edit.site.name for proposal in made for edit in proposal.edits}
     assert kinds == {"resid_post", "head", "neuron"}
     wide = [p for p in made if p.edits[0].site.name in WIDE]

@@ -108,7 +108,7 @@ def _controls(context: Context, found: Search, test: Measure, change: np.ndarray
         context.report(f"controls: {name}", 0.3 + 0.15 * i)
         if name == "shuffled labels":
             coefficient = abs(float(np.mean(picked.edits[0].strength)))
-            drawn = shuffled_draws(context, draws, coefficient, target, seed)
+            drawn = shuffled_draws(context, draws, coefficient, target, seed, vectors=vector)
         if not drawn:  # a model of one layer has no other site of the kind
             continue
         if (vector and name != "shuffled labels") or name == "random directions":

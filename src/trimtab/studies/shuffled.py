@@ -2,8 +2,9 @@
 
 A vector of shuffled labels at the place that true labels chose would be a weak control: the place, the scope and the
 sign of the picked intervention were chosen for their effect. So every draw chooses too. Its places are those where
-its own mean difference, times the gradient of the task's number, promises most; then difference of means and scaling
-are tried there at the same scopes on the validation part, and the one of most effect at equal KL is the draw's.
+its own mean difference, times the gradient of the task's number, promises most; then difference of means (or scaling,
+where that was picked) is tried there at the same scopes on the validation part, and the one of most effect at equal KL
+is the draw's.
 
 Exactly half of the pairs are swapped. With coins that may fall unevenly something of the true difference would remain
 in every draw, and the choice of its sign would find it again.
@@ -15,13 +16,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from trimtab import steer
 from trimtab.evaluate.effect import effects
 from trimtab.evaluate.side_effects import side_effects
 from trimtab.steer.amplitude import scale
 from trimtab.steer.vectors import vector_edits
-from trimtab.studies.context import WIDE, Context, method
-from trimtab.studies.search import UNITS, is_scaling
+from trimtab.studies.context import WIDE, Context
+from trimtab.studies.search import UNITS
 from trimtab.tasks.means import MeanDifference, mean_difference
 from trimtab.tasks.measure import measure
 from trimtab.values.edit import Intervention
@@ -33,11 +33,14 @@ PASSAGES, TOKENS = 2, 40
 """Neutral text on which a draw's proposals are compared; `match_kl` measures the chosen one on more."""
 
 
-def shuffled_draws(context: Context, draws: int, coefficient: float, target: float, seed: int) -> list[Intervention]:
+def shuffled_draws(
+    context: Context, draws: int, coefficient: float, target: float, seed: int, *, vectors: bool = True
+) -> list[Intervention]:
     """For each draw of swapped labels, the intervention that the study would have come to, not yet at `target` KL.
 
-    `coefficient` is that of the picked intervention, where it adds a vector; `target` nats of KL per token make
-    proposals comparable, as an effect grows with a small strength and KL with its square.
+    `vectors`: whether the picked intervention adds vectors; a scaling is compared with scalings, whose places come from
+    the labels and whose direction does not. `coefficient` is that of the picked vector; `target` nats of KL per token
+    make proposals comparable, as an effect grows with a small strength and KL with its square.
     """
     rng = np.random.default_rng(seed)
     every = [f"L*.{kind}" for kind in context.settings.objects]
@@ -47,7 +50,7 @@ def shuffled_draws(context: Context, draws: int, coefficient: float, target: flo
     for _ in range(draws):
         signs = np.where(np.arange(len(means)) % 2 == 0, 1.0, -1.0)
         rng.shuffle(signs)
-        proposed.append(_proposals(context, means, slopes, signs, coefficient))
+        proposed.append(_proposals(context, means, slopes, signs, coefficient, vectors))
     flat = [proposal for part in proposed for proposal in part]
     gain = effects(context.lm, context.validation, flat).changes.mean(1)
     length = min(context.settings.search_tokens, TOKENS)
@@ -78,9 +81,14 @@ def gradients(context: Context, sites: list[Site]) -> Mapping[Site, np.ndarray]:
 
 
 def _proposals(
-    context: Context, means: MeanDifference, slopes: Mapping[Site, np.ndarray], signs: np.ndarray, coefficient: float
+    context: Context,
+    means: MeanDifference,
+    slopes: Mapping[Site, np.ndarray],
+    signs: np.ndarray,
+    coefficient: float,
+    vectors: bool,
 ) -> list[Intervention]:
-    """What the search would try with these labels: vectors and scalings at the places that promise most."""
+    """What the search would try with these labels, vectors or scalings, at the places that promise most."""
     settings = context.settings
     places: list[list[Site]] = []
     promise: dict[str, list[tuple[float, Site]]] = {kind: [] for kind in settings.objects}
@@ -99,13 +107,12 @@ def _proposals(
         else:
             places.append([site for _, site in found[: min(settings.candidates, UNITS)]])
     made: list[Intervention] = []
-    kinds = {is_scaling(method(steer, name)) for name in settings.steerers}
     for place in places:
-        if False in kinds:
+        if vectors:
             made += [
                 Intervention(tuple(vector_edits(means, place, strength=coefficient, where=scope, signs=signs)))
                 for scope in settings.scopes
             ]
-        if True in kinds and place[0].name not in WIDE:
+        elif place[0].name not in WIDE:
             made += [scale(place, factor) for factor in settings.factors]
     return made
