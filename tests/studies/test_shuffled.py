@@ -8,7 +8,7 @@ import torch
 
 from tests.studies.small import contrast, counterfactual, study
 from trimtab.studies.context import WIDE, Context
-from trimtab.studies.shuffled import gradients, shuffled_draws
+from trimtab.studies.shuffled import gradients, halves, shuffled_studies
 from trimtab.tasks.measure import measure
 from trimtab.values.site import Site
 
@@ -20,14 +20,30 @@ def context(request, tmp_path_factory):
 
 
 def test_draws_are_interventions_of_their_own(context):
-    draws = shuffled_draws(context, 6, 1.5, 0.1, seed=0)
+    draws = shuffled_studies(context, 6, seed=0)
     assert len(draws) == 6
-    assert len(shuffled_draws(context, 2, 1.5, 0.1, seed=0, vectors=False)) == 2
+    assert len(shuffled_studies(context, 2, seed=0, vectors=False)) == 2
     assert len({draw.digest for draw in draws}) > 1, "other labels give other interventions"
-    assert {draw.digest for draw in shuffled_draws(context, 6, 1.5, 0.1, seed=0)} == {d.digest for d in draws}
+    assert {draw.digest for draw in shuffled_studies(context, 6, seed=0)} == {d.digest for d in draws}
     for draw in draws:
         assert {edit.op for edit in draw.edits} in ({"add"}, {"scale"})
         assert {str(edit.where) for edit in draw.edits} <= {*context.settings.scopes, "all"}
+
+
+def test_a_draw_has_the_strengths_that_the_study_has(context):
+    """No coefficient beyond the study's own, and less where the study's limit of KL would be passed."""
+    most = max(map(abs, context.settings.coefficients))
+    wide = Context(context.lm, context.parts, context.settings.with_(kl_limit=1e6), context.report)
+    assert {abs(float(e.strength)) for draw in shuffled_studies(wide, 4, seed=0) for e in draw.edits} == {most}
+    tight = Context(context.lm, context.parts, context.settings.with_(kl_limit=1e-6), context.report)
+    assert all(abs(float(e.strength)) < most / 10 for draw in shuffled_studies(tight, 4, seed=0) for e in draw.edits)
+
+
+def test_exactly_half_of_the_pairs_are_swapped():
+    signs = halves(9, 5, seed=3)
+    assert signs.shape == (5, 9)
+    assert set(signs.sum(1)) == {1.0}
+    assert len({tuple(row) for row in signs}) > 1
 
 
 def test_a_gradient_is_the_slope_of_the_measured_number(context):
@@ -55,8 +71,8 @@ def test_wide_sites_and_units_are_both_proposed(context):
 
     means = mean_difference(context.lm, context.parts.train, [f"L*.{kind}" for kind in context.settings.objects])
     slopes = gradients(context, list(means))
-    made = _proposals(context, means, slopes, np.ones(len(means)), 1.0, True)
-    scalings = _proposals(context, means, slopes, np.ones(len(means)), 1.0, False)
+    made = _proposals(context, means, slopes, np.ones(len(means)), True)
+    scalings = _proposals(context, means, slopes, np.ones(len(means)), False)
     assert {edit.op for proposal in made for edit in proposal.edits} == {"add"}
     assert {edit.op for proposal in scalings for edit in proposal.edits} == {"scale"}
     kinds = {edit.site.name for proposal in made for edit in proposal.edits}

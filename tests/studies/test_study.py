@@ -85,7 +85,10 @@ def test_what_is_said_is_what_was_found(whole):
     if search.picked is not None:
         best = max((p for p in search.points if p.allowed and p.effect.low > 0), key=lambda p: p.effect.mean)
         assert search.points[search.picked] == best
-        assert [c.name for c in evaluation.controls] == ["random directions", "shuffled labels", "random sites"]
+        vector = search.intervention.edits[0].op == "add"
+        swapped = ["shuffled labels"] if vector else []
+        names = ["random directions", *swapped, "studies of shuffled labels", "random sites"]
+        assert [c.name for c in evaluation.controls] == names
         for control in evaluation.controls:
             assert control.difference.mean == pytest.approx((change - control.effects.mean(0)).mean())
     assert whole.verdict.found == (

@@ -1,12 +1,13 @@
 """Stage 4, evaluate: the picked intervention on the test part, its cost, and controls that were treated alike.
 
 Every control is given what the intervention was given: a direction's sign is picked on the validation part, and its
-strength is set to the same KL per token on neutral text.
+strength is set to the same KL per token on neutral text; a study of shuffled labels chooses all that this one chose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from trimtab.steer.amplitude import scale
 from trimtab.steer.vectors import vector_edits
 from trimtab.studies.context import Context
 from trimtab.studies.screen import is_wide
-from trimtab.studies.shuffled import shuffled_draws
+from trimtab.studies.shuffled import halves, shuffled_studies
 from trimtab.tasks import builtin
 from trimtab.tasks.example import Contrast
 from trimtab.tasks.fit import fit
@@ -77,59 +78,106 @@ def evaluate(context: Context, screening: Screening, found: Search) -> Evaluatio
     )
 
 
+class Draws(NamedTuple):
+    """What one kind of control tries."""
+
+    name: str
+    about: str
+    drawn: Sequence[Intervention]
+    by_rank: bool
+    turned: bool = False
+    """Whether the sign of each is picked on the validation part."""
+    matched: bool = True
+    """Whether each is set to the KL of the picked intervention."""
+
+
 def _controls(context: Context, found: Search, test: Measure, change: np.ndarray) -> tuple[Control, ...]:
-    """Random directions, shuffled labels and random places, at the KL that the picked intervention has."""
+    """Random directions, shuffled labels and random places, at the KL that the picked intervention has, and whole
+    studies of shuffled labels, within the KL that a study is allowed."""
     lm, settings = context.lm, context.settings
     assert found.picked is not None
     picked, passages = found.intervention, context.passages[:4]
     target = float(side_effects(lm, [picked], passages, length=settings.search_tokens).kl.mean())
     if not target > 0:
         return ()
-    vector = all(edit.op == "add" for edit in picked.edits)
-    draws, seed = settings.draws, settings.seed + 1
-    shapes = [_shape(context, edit) for edit in picked.edits]
-    kinds: list[tuple[str, str, list[Intervention], bool]] = [
-        (
-            "random directions",
-            "Gaussian directions at the same sites and positions, the sign picked on the validation part",
-            random_directions(picked, shapes, draws, seed),
-            True,
-        ),
-        (
-            "shuffled labels",
-            "the same screen and search on pairs that were swapped at random: each draw chose its own place and sign",
-            [],
-            True,
-        ),
-        _elsewhere(context, picked, draws, seed) if vector else _other_units(context, picked, draws, seed),
-    ]
     made: list[Control] = []
-    for i, (name, about, drawn, by_rank) in enumerate(kinds):
-        context.report(f"controls: {name}", 0.3 + 0.15 * i)
-        if name == "shuffled labels":
-            coefficient = abs(float(np.mean(picked.edits[0].strength)))
-            drawn = shuffled_draws(context, draws, coefficient, target, seed, vectors=vector)
-        if not drawn:  # a model of one layer has no other site of the kind
+    kinds = _kinds(context, picked)
+    for i, (step, make) in enumerate(kinds):
+        context.report(f"controls: {step}", 0.3 + 0.45 * i / len(kinds))
+        kind = make()
+        if not kind.drawn:  # a model of one layer has no other site of the kind
             continue
-        if (vector and name != "shuffled labels") or name == "random directions":
+        drawn, about = list(kind.drawn), kind.about
+        if kind.turned:
             signs = np.sign(effects(lm, context.validation, drawn).changes.mean(1))
             drawn = [d * (-1.0 if sign < 0 else 1.0) for d, sign in zip(drawn, signs, strict=True)]
-        matched, kl = match_kl(lm, drawn, target, passages, length=settings.search_tokens)
-        met = np.abs(kl / target - 1) <= NEAR
+        if kind.matched:
+            drawn, kl = match_kl(lm, drawn, target, passages, length=settings.search_tokens)
+            met = np.abs(kl / target - 1) <= NEAR
+        else:
+            kl = side_effects(lm, drawn, passages, length=settings.search_tokens).kl.mean(1)
+            met = np.isfinite(kl)
         if not met.all():
             about += f"; {int((~met).sum())} of {len(met)} draws never reached the KL and are left out"
         if met.sum() < 2:
             none = np.full((1, len(test)), np.nan)
-            made.append(Control(name, about, none, kl[:1], Estimate.of(none[0]), 1.0, False))
+            made.append(Control(kind.name, about, none, kl[:1], Estimate.of(none[0]), 1.0, False))
             continue
-        moved = effects(lm, test, [draw for draw, near in zip(matched, met, strict=True) if near]).changes
-        made.append(compared(name, about, change, moved, kl[met], test.groups, by_rank=by_rank))
+        moved = effects(lm, test, [draw for draw, near in zip(drawn, met, strict=True) if near]).changes
+        made.append(compared(kind.name, about, change, moved, kl[met], test.groups, by_rank=kind.by_rank))
     return tuple(made)
 
 
-def _elsewhere(
-    context: Context, picked: Intervention, draws: int, seed: int
-) -> tuple[str, str, list[Intervention], bool]:
+def _kinds(context: Context, picked: Intervention) -> list[tuple[str, Callable[[], Draws]]]:
+    """The kinds of control, each with the function that draws it."""
+    draws, seed = context.settings.draws, context.settings.seed + 1
+    vector = all(edit.op == "add" for edit in picked.edits)
+    kinds = [
+        ("random directions", lambda: _directions(context, picked, draws, seed)),
+        ("shuffled labels", lambda: _swapped(context, picked, draws, seed)),
+        ("studies of shuffled labels", lambda: _studies(context, draws, seed, vector)),
+        ("random sites", lambda: (_elsewhere if vector else _other_units)(context, picked, draws, seed)),
+    ]
+    return [kind for kind in kinds if vector or kind[0] != "shuffled labels"]
+
+
+def _directions(context: Context, picked: Intervention, draws: int, seed: int) -> Draws:
+    shapes = [_shape(context, edit) for edit in picked.edits]
+    about = (
+        "Gaussian directions at the same sites and positions, at the same KL, the sign picked on the validation part"
+    )
+    return Draws("random directions", about, random_directions(picked, shapes, draws, seed), True, turned=True)
+
+
+def _swapped(context: Context, picked: Intervention, draws: int, seed: int) -> Draws:
+    """For added vectors: the mean difference of swapped pairs at the same sites."""
+    sites = [edit.site for edit in picked.edits]
+    means = mean_difference(context.lm, context.parts.train, sites)
+    drawn = []
+    for signs in halves(len(means), draws, seed):
+        made = vector_edits(means, sites, signs=signs)
+        edits = tuple(
+            new.with_(where=edit.where, strength=abs(float(np.mean(edit.strength))))
+            for new, edit in zip(made, picked.edits, strict=True)
+        )
+        drawn.append(Intervention(edits, name="shuffled labels"))
+    about = (
+        "the mean difference of pairs of which half were swapped, at the same sites and positions, at the same KL, the "
+        "sign picked on the validation part"
+    )
+    return Draws("shuffled labels", about, drawn, True, turned=True)
+
+
+def _studies(context: Context, draws: int, seed: int, vector: bool) -> Draws:
+    about = (
+        "the same screen and search on pairs of which half were swapped: each draw chose its own place, scope, sign "
+        "and strength within the study's coefficients and its limit of KL"
+    )
+    drawn = shuffled_studies(context, draws, seed + 1, vectors=vector)
+    return Draws("studies of shuffled labels", about, drawn, True, matched=False)
+
+
+def _elsewhere(context: Context, picked: Intervention, draws: int, seed: int) -> Draws:
     """For added vectors: the same method, with true labels, at other sites of the kind."""
     lm, rng = context.lm, np.random.default_rng(seed)
     here = [edit.site for edit in picked.edits]
@@ -137,28 +185,26 @@ def _elsewhere(
     if is_wide(here[0]):
         others = [Site(here[0].name, layer) for layer in range(lm.anatomy.n_layers) if layer != here[0].layer]
         choices = [[others[int(i)]] for i in rng.permutation(len(others))[:draws]]
-        about = "the same method at another layer of the same kind of site"
+        about = "the same method at another layer of the same kind of site, at the same KL"
     else:
         choices = [_random_units(context, here, rng) for _ in range(draws)]
-        about = "the same method at random units of the same layers, as many"
+        about = "the same method at random units of the same layers, as many, at the same KL"
     if not choices:
-        return "random sites", about, [], False
+        return Draws("random sites", about, [], False)
     there = mean_difference(lm, context.parts.train, list(dict.fromkeys(s for choice in choices for s in choice)))
     drawn = [
         Intervention(tuple(vector_edits(there, choice, where=where, strength=strength)), name="random sites")
         for choice in choices
     ]
-    return "random sites", about, drawn, False
+    return Draws("random sites", about, drawn, False, turned=True)
 
 
-def _other_units(
-    context: Context, picked: Intervention, draws: int, seed: int
-) -> tuple[str, str, list[Intervention], bool]:
+def _other_units(context: Context, picked: Intervention, draws: int, seed: int) -> Draws:
     """For scaled units: random units of the same layers."""
     rng = np.random.default_rng(seed)
     here = [edit.site for edit in picked.edits]
     drawn = [_scaled(_random_units(context, here, rng), picked.edits[0].value) for _ in range(draws)]
-    return "random sites", "random units of the same layers, as many", drawn, True
+    return Draws("random sites", "random units of the same layers, as many, at the same KL", drawn, True)
 
 
 def _scaled(sites: Sequence[Site], factor: object) -> Intervention:

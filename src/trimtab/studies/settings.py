@@ -192,6 +192,8 @@ READ: Mapping[str, tuple[str, ...]] = {
         *NEUTRAL,
         "objects",
         "candidates",
+        "coefficients",
+        "kl_limit",
         "draws",
         "test",
         "test_passages",

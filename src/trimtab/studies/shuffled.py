@@ -1,10 +1,11 @@
-"""The control of shuffled labels: the same screen and the same search on pairs that were swapped at random.
+"""Studies of shuffled labels: the same screen and the same search on pairs that were swapped at random.
 
-A vector of shuffled labels at the place that true labels chose would be a weak control: the place, the scope and the
-sign of the picked intervention were chosen for their effect. So every draw chooses too. Its places are those where
-its own mean difference, times the gradient of the task's number, promises most; then difference of means (or scaling,
-where that was picked) is tried there at the same scopes on the validation part, and the one of most effect at equal KL
-is the draw's.
+The place, the scope, the sign and the coefficient of the picked intervention were chosen out of many for their effect.
+Were its labels tossed, the study would have chosen as freely; how far it would have come is what these draws show, and
+the rank of the picked one among them is a permutation test of the whole study. The places of a draw are those where its
+own mean difference, times the gradient of the task's number, promises most; difference of means (or scaling, where that
+was picked) is tried there at the same scopes on the validation part, at the largest coefficient of the study or, where
+that costs more KL than the study allows, at the one that costs as much. The one of most effect is the draw's.
 
 Exactly half of the pairs are swapped. With coins that may fall unevenly something of the true difference would remain
 in every draw, and the choice of its sign would find it again.
@@ -30,40 +31,42 @@ from trimtab.values.site import Site
 ROWS = 16
 """Questions in a backward pass."""
 PASSAGES, TOKENS = 2, 40
-"""Neutral text on which a draw's proposals are compared; `match_kl` measures the chosen one on more."""
+"""Neutral text on which a draw's proposals are compared."""
 
 
-def shuffled_draws(
-    context: Context, draws: int, coefficient: float, target: float, seed: int, *, vectors: bool = True
-) -> list[Intervention]:
-    """For each draw of swapped labels, the intervention that the study would have come to, not yet at `target` KL.
+def halves(examples: int, draws: int, seed: int) -> np.ndarray:
+    """(draw example) signs, −1 for the half of the examples whose two sides are swapped."""
+    rng = np.random.default_rng(seed)
+    signs = np.where(np.arange(examples) % 2 == 0, 1.0, -1.0)
+    return np.stack([rng.permutation(signs) for _ in range(draws)])
+
+
+def shuffled_studies(context: Context, draws: int, seed: int, *, vectors: bool = True) -> list[Intervention]:
+    """For each draw of swapped labels, the intervention that the study would have come to.
 
     `vectors`: whether the picked intervention adds vectors; a scaling is compared with scalings, whose places come from
-    the labels and whose direction does not. `coefficient` is that of the picked vector; `target` nats of KL per token
-    make proposals comparable, as an effect grows with a small strength and KL with its square.
+    the labels and whose direction does not.
     """
-    rng = np.random.default_rng(seed)
-    every = [f"L*.{kind}" for kind in context.settings.objects]
+    settings = context.settings
+    every = [f"L*.{kind}" for kind in settings.objects]
     means = mean_difference(context.lm, context.parts.train, every)
     slopes = gradients(context, list(means))
-    proposed: list[list[Intervention]] = []
-    for _ in range(draws):
-        signs = np.where(np.arange(len(means)) % 2 == 0, 1.0, -1.0)
-        rng.shuffle(signs)
-        proposed.append(_proposals(context, means, slopes, signs, coefficient, vectors))
+    signs = halves(len(means), draws, seed)
+    proposed = [_proposals(context, means, slopes, swapped, vectors) for swapped in signs]
     flat = [proposal for part in proposed for proposal in part]
-    gain = effects(context.lm, context.validation, flat).changes.mean(1)
-    length = min(context.settings.search_tokens, TOKENS)
+    length = min(settings.search_tokens, TOKENS)
     kl = side_effects(context.lm, flat, context.passages[:PASSAGES], length=length).kl.mean(1)
+    if vectors:  # KL grows as the square of a strength
+        share = np.minimum(1.0, np.sqrt(settings.kl_limit / np.maximum(kl, 1e-9)))
+        flat = [proposal * float(part) for proposal, part in zip(flat, share, strict=True)]
+    gain = effects(context.lm, context.validation, flat).changes.mean(1)
+    worth = np.abs(gain) if vectors else np.where(kl <= settings.kl_limit, gain, -np.inf)
     chosen, start = [], 0
     for part in proposed:
-        here = slice(start, start + len(part))
+        best = start + int(np.argmax(worth[start : start + len(part)]))
+        sign = -1.0 if vectors and gain[best] < 0 else 1.0
+        chosen.append((flat[best] * sign).with_(name="shuffled labels"))
         start += len(part)
-        turned = [all(edit.op == "add" for edit in proposal.edits) for proposal in part]
-        worth = np.where(turned, np.abs(gain[here]), gain[here]) * np.sqrt(target / np.maximum(kl[here], 1e-9))
-        best = int(np.argmax(worth))
-        sign = -1.0 if turned[best] and gain[here][best] < 0 else 1.0
-        chosen.append((part[best] * sign).with_(name="shuffled labels"))
     return chosen
 
 
@@ -85,11 +88,11 @@ def _proposals(
     means: MeanDifference,
     slopes: Mapping[Site, np.ndarray],
     signs: np.ndarray,
-    coefficient: float,
     vectors: bool,
 ) -> list[Intervention]:
     """What the search would try with these labels, vectors or scalings, at the places that promise most."""
     settings = context.settings
+    strength = max(map(abs, settings.coefficients))
     places: list[list[Site]] = []
     promise: dict[str, list[tuple[float, Site]]] = {kind: [] for kind in settings.objects}
     for site in means:
@@ -110,7 +113,7 @@ def _proposals(
     for place in places:
         if vectors:
             made += [
-                Intervention(tuple(vector_edits(means, place, strength=coefficient, where=scope, signs=signs)))
+                Intervention(tuple(vector_edits(means, place, strength=strength, where=scope, signs=signs)))
                 for scope in settings.scopes
             ]
         elif place[0].name not in WIDE:

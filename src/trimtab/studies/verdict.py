@@ -82,11 +82,7 @@ def _cost(evaluation: Evaluation) -> str:
 
 def _differences(evaluation: Evaluation) -> list[str]:
     parts = [f"{control.name} {_with(control.difference)}" for control in evaluation.controls]
-    return (
-        [f"At the same KL it goes beyond each control by, in {evaluation.outcome.unit}s: {'; '.join(parts)}."]
-        if parts
-        else []
-    )
+    return [f"It goes beyond each control by, in {evaluation.outcome.unit}s: {'; '.join(parts)}."] if parts else []
 
 
 def _caveats(evaluation: Evaluation) -> list[str]:
