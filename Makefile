@@ -8,7 +8,7 @@ READY := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help study test check nightly bench clean
+.PHONY: help study test check nightly bench docs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -33,8 +33,11 @@ check: $(READY)  ## format, lint, types, and which room imports which
 bench: $(READY)  ## the table of the engine's speed
 	$(BIN)/python -m benchmarks.engine
 
+docs: $(READY)  ## the documentation as pages, with figures that the bundled model makes now (minutes): site/index.html
+	$(BIN)/python -m docs.build
+
 clean:  ## remove what the commands above wrote, but for .venv
-	rm -rf out dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf out site dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # torch comes first and alone, so that a build for this machine (CPU only, say) that pip has been told of is the one taken.
@@ -42,5 +45,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("trimtab needs Python 3.11 or newer and this is " + sys.version.split()[0] + "; name another with: make PYTHON=/path/to/python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[big,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[big,dev,docs]'
 	@touch $@

@@ -11,10 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from trimtab.studies.store import Store
-
 import trimtab
 from benchmarks.measure import Case, arguments, present, say
+from trimtab.studies.store import Store
 
 TASKS = ("sentiment", "honesty")
 MINUTES = 10.0

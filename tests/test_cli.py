@@ -14,7 +14,20 @@ from tests.commands.calls import call, command
 from trimtab import __version__
 from trimtab.errors import MissingExtra, ModelError
 
-COMMANDS = ("run", "report", "runs", "task", "lens", "generate", "explain", "inspect", "doctor", "models")
+COMMANDS = (
+    "run",
+    "report",
+    "runs",
+    "task",
+    "locate",
+    "scores",
+    "lens",
+    "generate",
+    "explain",
+    "inspect",
+    "doctor",
+    "models",
+)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from trimtab.commands import doctor, explain, generate, inspect, lens, models, run, runs, task
+from trimtab.commands import doctor, explain, generate, inspect, lens, locate, models, run, runs, scores, task
 from trimtab.commands.options import AS_JSON, defaults_from_file
 from trimtab.errors import MissingExtra, TrimtabError
 
@@ -72,6 +72,8 @@ def main(
 app.command("run")(run.run)
 app.command("report")(run.report)
 runs.app.command("reproduce")(run.reproduce)
+app.add_typer(locate.app, name="locate")
+app.add_typer(scores.app, name="scores")
 app.command("lens")(lens.lens)
 app.command("generate")(generate.generate)
 app.command("explain")(explain.explain)

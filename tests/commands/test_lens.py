@@ -8,7 +8,9 @@ import pytest
 
 from tests.commands.calls import call, command, document, said
 from tests.tiny import words
+from trimtab.model.load import load
 from trimtab.values.lens import Lens
+from trimtab.values.tuned_lens import TunedLens
 
 TEXT = words(5, 6, 7)
 LONG = words(*range(10, 50))
@@ -77,6 +79,25 @@ def test_the_page_and_the_file(folder, tmp_path):
     assert (tmp_path / "lens.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert Lens.load(tmp_path / "lens.safetensors").tokens == ("w5", "w6", "w7")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lens.html", "lens.safetensors"]
+
+
+def test_a_tuned_lens(folder, tmp_path):
+    path = tmp_path / "tuned.safetensors"
+    lm = load(folder)
+    lens = TunedLens.identity(["L0.resid_post", "L1.resid_post"], 32, model_hash=lm.hash)
+    lens.with_(bias=[[3.0] + [0.0] * 31, [0.0] * 32]).save(path)
+    plain = document(call("lens", TEXT, "--model", folder, "--json"))
+    done = call("lens", TEXT, "--model", folder, "--json", "--tuned", path, "--html", tmp_path / "lens.html")
+    tuned = document(done)
+    first, last = tuned["cells"][:3], tuned["cells"][3:]
+    assert all(a["entropy"] != b["entropy"] for a, b in zip(first, plain["cells"][:3], strict=True))
+    assert last == plain["cells"][3:]
+    assert "<h1>Tuned lens</h1>" in (tmp_path / "lens.html").read_text(encoding="utf-8")
+    lens.with_(model_hash="another").save(path)
+    refused = call("lens", TEXT, "--model", folder, "--tuned", path)
+    assert refused.exit_code == 1
+    assert "other weights" in refused.stderr
+    assert call("lens", TEXT, "--tuned", tmp_path / "none").exit_code == 2
 
 
 def test_the_plan_runs_nothing(folder, tmp_path, monkeypatch):

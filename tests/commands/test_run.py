@@ -77,9 +77,36 @@ def test_a_plan_runs_nothing(task, folder, tmp_path):
     assert not list(tmp_path.glob("runs/*/"))
 
 
+MAPPING = {"positive": "good", "negative": "bad", "group": "kind", "question": "asked"}
+EVERY = {"answers": "w10", "distractors": "w12"}
+
+
+def test_a_table_with_other_columns(folder, tmp_path):
+    """--map and --every say where the fields are, to `run` as to `task check`, and are kept with the settings."""
+    path = tmp_path / "reviews.csv"
+    rows = [",".join((e.group, e.negative, e.positive, e.question)) for e in contrast().examples]
+    path.write_text("\n".join(["kind,bad,good,asked", *rows, ""]))
+    maps = [word for key, value in MAPPING.items() for word in ("--map", f"{key}={value}")]
+    every = [word for key, value in EVERY.items() for word in ("--every", f"{key}={value}")]
+    said = document(call("run", path, "--model", folder, *OPTIONS, *maps, *every, "--dry-run", "--json"))
+    assert said["settings"]["mapping"] == MAPPING
+    assert said["settings"]["every"] == EVERY
+    assert said["plan"]["examples"] == {"train": 12, "validation": 8, "test": 12}
+    wrong = call("run", path, "--model", folder, "--map", "positve=good", "--dry-run")
+    assert wrong.exit_code == 2
+    assert 'did you mean "positive"' in " ".join(wrong.stderr.split())
+    column = call(
+        "run", path, "--model", folder, *OPTIONS, "--map", "positive=goood", "--map", "negative=bad", "--dry-run"
+    )
+    assert column.exit_code == 1
+    assert 'did you mean "good"' in " ".join(column.stderr.split())
+    assert document(call("task", "check", path, folder, *maps, *every, "--json"))["fit"] == len(contrast())
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["sentiment", "--map", "positive=good", "--dry-run"], "mapping is for task files"),
         (["sentimnt"], 'did you mean "sentiment"'),
         (["absent.toml"], "there is no file"),
         (["sentiment", "--set", "kl_limt=1"], 'did you mean "kl_limit"'),

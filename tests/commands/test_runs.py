@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.commands.calls import call, document
 from trimtab.commands.runs import compare, flat
-from trimtab.studies.folder import RunState, StageState
+from trimtab.studies.state import RunState, StageState
 from trimtab.studies.store import Store
 from trimtab.values import Outcome
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tests.locate.tinytasks import numbers, pairs, twins
-from tests.model.tinies import lm_of
-from trimtab.errors import TaskError, TrimtabError
-from trimtab.locate.ablation import ablation, donors
+from tests.model.tinies import fresh, lm_of
+from trimtab.errors import SiteError, TaskError, TrimtabError
+from trimtab.evaluate.resampling import donors
+from trimtab.locate.ablation import ablation
 from trimtab.tasks.measure import measure
 from trimtab.values.edit import Edit
 
@@ -58,6 +59,36 @@ def test_the_mean_of_a_span_is_taken_in_it():
     lost = numbers(LM, TASK, "clean") - numbers(LM, TASK, "clean", at)
     scores = ablation(LM, TASK, "L0.head", kind="mean", spans=["end", "subject"])
     np.testing.assert_allclose(scores.array[:, 0, 1, 1], lost, atol=1e-5)
+
+
+@pytest.mark.parametrize("on", ["clean", "corrupt"])
+def test_the_mean_by_position_is_that_of_the_tokens_that_stand_there(on):
+    """Prompt by prompt, and position by position: the second token's mean is of second tokens."""
+    task = TASK.of([e for i, e in enumerate(TASK.examples) if i % 3 == 1])
+    prompts = measure(LM, task, on=on).prompts
+    values = [LM.run(prompts.rows([row], trim=True), "L0.mlp_out")["L0.mlp_out"][0] for row in range(len(prompts))]
+    edits = [Edit(f"L0.mlp_out@{p}", "set", sum(x[p] for x in values) / len(values)) for p in range(len(values[0]))]
+    lost = numbers(LM, task, on) - numbers(LM, task, on, lambda row: edits)
+    options = {"kind": "mean", "per_position": True, "on": on}
+    scores = ablation(LM, task, ["L0.mlp_out", "L1.head[2]", "L0.mlp_out@1"], **options)
+    np.testing.assert_allclose(scores.array[:, 0], lost, atol=1e-9)
+    one = numbers(LM, task, on) - numbers(LM, task, on, lambda row: edits[1])
+    np.testing.assert_allclose(scores.array[:, 2], one, atol=1e-9)
+    assert np.abs(ablation(LM, task, ["L0.mlp_out"], kind="mean", on=on).array[:, 0] - lost).max() > 1e-6
+    naive = ablation(LM, task, "L*.head", exact="naive", batch_size=1, **options)
+    np.testing.assert_allclose(scores.array[:, 1], naive.array[:, 1, 2, 0], atol=1e-9)
+
+
+def test_means_by_position_need_prompts_of_one_length():
+    with pytest.raises(TaskError, match=r"3 to 7 tokens.*leave per_position out"):
+        ablation(LM, TASK, "L*.mlp_out", kind="mean", per_position=True)
+    with pytest.raises(TrimtabError, match='give kind="mean"'):
+        ablation(LM, TASK, "L*.mlp_out", per_position=True)
+
+
+def test_its_direction_is_that_of_patching_the_same_prompts():
+    found = [ablation(LM, TASK, ["L1.head[0]"], kind="zero", on=on).direction for on in ("clean", "corrupt")]
+    assert [*found, ablation(LM, pairs(4), ["L1.head[0]"], kind="zero").direction] == ["noise", None, None]
 
 
 def test_resampling_takes_the_donors_tokens_counted_from_the_end():
@@ -116,6 +147,47 @@ def test_on_corrupt_prompts():
     )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_cumulative_ablation_takes_all_that_stand_before(kind):
+    sites = ["L1.head[3]", "L0.head[2]", "L0.mlp_out"]
+    alone = ablation(LM, TASK, sites, kind=kind)
+    grown = ablation(LM, TASK, sites, kind=kind, cumulative=True)
+    np.testing.assert_allclose(grown.array[:, 0], alone.array[:, 0], atol=1e-9)
+    assert np.abs(grown.array[:, 1:] - alone.array[:, 1:]).max() > 1e-4
+    naive = ablation(LM, TASK, sites, kind=kind, cumulative=True, exact="naive")
+    np.testing.assert_allclose(grown.array, naive.array, atol=1e-8)
+    if kind == "zero":
+        edits = [Edit(site, "set", 0.0) for site in sites]
+        lost = numbers(LM, TASK, "clean") - numbers(LM, TASK, "clean", lambda row: edits)
+        np.testing.assert_allclose(grown.array[:, 2], lost, atol=1e-9)
+
+
+def test_a_map_has_no_order_to_accumulate_in():
+    with pytest.raises(SiteError, match="has no order"):
+        ablation(LM, TASK, "L*.head", cumulative=True)
+
+
+def test_zeroed_weights_are_a_zeroed_unit():
+    """A head whose columns of the output projection are zero writes nothing; so does a neuron without its column."""
+    lm = fresh("gpt2", torch.float64)
+    clean, scores = numbers(lm, TASK, "clean"), ablation(lm, TASK, ["L0.head[1]", "L1.neuron[5]"], kind="zero").array
+    block = lm.hf.transformer.h
+    for cell, weight in enumerate((block[0].attn.c_proj.weight[8:16], block[1].mlp.c_proj.weight[5])):
+        with torch.no_grad():
+            kept = weight.clone()
+            weight.zero_()
+            lost = clean - numbers(lm, TASK, "clean")
+            weight.copy_(kept)
+        np.testing.assert_allclose(scores[:, cell], lost, atol=1e-9)
+
+
 def test_unknown_kinds_are_refused():
     with pytest.raises(TrimtabError, match='did you mean "resample"'):
         ablation(LM, TASK, "L*.head", kind="resampled")
+
+
+def test_every_neuron_of_the_last_token_is_what_whole_passes_give():
+    fast, naive = (ablation(LM, TASK, "L*.neuron", spans="last", kind="zero", exact=way) for way in ("fast", "naive"))
+    assert fast.array.shape == (6, 2, 40, 1)
+    assert np.abs(fast.array).max() > 1e-3
+    np.testing.assert_allclose(fast.array, naive.array, atol=1e-9)

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.tiny import DENSE, FAMILIES, tiny, tokenizer, words
 from trimtab.errors import ModelError, PromptError, SiteError
-from trimtab.locate import direct_logit_attribution
+from trimtab.locate import logit_attribution
 from trimtab.model.lm import LM
 
 IDS = [[5, 6, 7, 8, 9], [11, 12, 13]]
@@ -31,7 +31,7 @@ def before_cap(lm, logits):
 def test_terms_sum_to_the_logit_before_the_soft_cap(family, parts):
     lm = model(family, torch.float64 if family in DENSE else torch.float32)
     prompts = lm.prompts(IDS, padding="right")  # rows of pads alone are not finite in some families in float64
-    found = direct_logit_attribution(lm, prompts, [20, 21], parts=parts)
+    found = logit_attribution(lm, prompts, [20, 21], parts=parts)
     logits = lm.run(prompts).logits[[0, 1], [4, 2], [20, 21]].double().numpy()
     tolerance = 1e-12 if family in EXACT else 3e-6
     np.testing.assert_allclose(found.total, before_cap(lm, logits), atol=tolerance)
@@ -44,8 +44,8 @@ def test_terms_sum_to_the_logit_before_the_soft_cap(family, parts):
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "falcon-40b", "bloom"])
 def test_heads_and_their_bias_sum_to_attn_out(family):
     lm = model(family)
-    heads = direct_logit_attribution(lm, IDS, 20, distractors=30, at="1")
-    whole = direct_logit_attribution(lm, IDS, 20, distractors=30, at="1", parts="sublayer")
+    heads = logit_attribution(lm, IDS, 20, distractors=30, at="1")
+    whole = logit_attribution(lm, IDS, 20, distractors=30, at="1", parts="sublayer")
     for layer in range(2):
         parts = [c for c in heads.components if c.startswith((f"L{layer}.head", f"L{layer}.attn bias"))]
         np.testing.assert_allclose(sum(heads[c] for c in parts), whole[f"L{layer}.attn_out"], atol=1e-5)
@@ -54,7 +54,7 @@ def test_heads_and_their_bias_sum_to_attn_out(family):
 
 def test_a_term_is_what_the_logit_loses_without_it():
     lm = model("gpt2", torch.float64)
-    found = direct_logit_attribution(lm, IDS[:1], 20)
+    found = logit_attribution(lm, IDS[:1], 20)
     run = lm.run(IDS[:1], ["L1.resid_post@-1", "L1.head@-1", "L0.attn_out@-1", "embed@-1"])
     norm, unembed = lm.anatomy.norm, lm.anatomy.unembed.weight[20]
     x = run["L1.resid_post@-1"][0]
@@ -92,31 +92,31 @@ def test_it_is_exact_under_weights_in_eight_bits():
     for layer in hf.model.layers:
         layer.self_attn.o_proj = Int8Linear(layer.self_attn.o_proj)
     lm = LM(hf, tokenizer(), check=False)
-    found = direct_logit_attribution(lm, IDS, [20, 21])
+    found = logit_attribution(lm, IDS, [20, 21])
     np.testing.assert_allclose(found.residual, 0, atol=2e-6)
     np.testing.assert_allclose(found.total, lm.run(IDS).logits[[0, 1], -1, [20, 21]].numpy(), atol=1e-6)
 
 
 def test_bfloat16_leaves_its_rounding_as_residual():
-    found = direct_logit_attribution(model("llama", torch.bfloat16), IDS, 20)
+    found = logit_attribution(model("llama", torch.bfloat16), IDS, 20)
     assert 0 < np.abs(found.residual).max() < 0.2
 
 
 def test_padding_changes_nothing_and_parameters_get_no_gradient():
     lm = model("llama")
-    both = direct_logit_attribution(lm, IDS, [20, 21])
-    alone = direct_logit_attribution(lm, IDS[1:], 21)
+    both = logit_attribution(lm, IDS, [20, 21])
+    alone = logit_attribution(lm, IDS[1:], 21)
     np.testing.assert_allclose(both.values[1], alone.values[0], atol=1e-5)
     assert all(p.grad is None for p in lm.hf.parameters())
 
 
 def test_it_becomes_scores_and_a_table():
     lm = model("llama")
-    found = direct_logit_attribution(lm, words(5, 6, 7), "w20", distractors="w21")
+    found = logit_attribution(lm, words(5, 6, 7), "w20", distractors="w21")
     assert (found.tokens, found.distractors) == (("w20",), ("w21",))
     heads = found.scores("head")
     assert heads.array.shape == (1, 2, 4)
-    assert (heads.unit, heads.method) == ("logit", "direct_logit_attribution")
+    assert (heads.unit, heads.method) == ("logit", "logit_attribution")
     strongest = heads.top(1)[0]
     assert abs(found[str(strongest)][0]) == np.abs(heads.array).max()
     assert [str(site) for site in found.scores("mlp_out").sites()] == ["L0.mlp_out", "L1.mlp_out"]
@@ -132,7 +132,7 @@ def test_it_becomes_scores_and_a_table():
 
 def test_a_stream_that_is_normed_is_refused():
     with pytest.raises(ModelError, match=r"opt-350m.*norms the residual stream itself.*patching instead"):
-        direct_logit_attribution(model("opt-350m"), IDS, 20)
+        logit_attribution(model("opt-350m"), IDS, 20)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_stream_that_is_normed_is_refused():
 )
 def test_bad_input(arguments, options, error, message):
     with pytest.raises(error, match=message):
-        direct_logit_attribution(model("llama"), IDS, *arguments, **options)
+        logit_attribution(model("llama"), IDS, *arguments, **options)
 
 
 def test_numbers_that_are_not_finite_are_told():
@@ -155,11 +155,11 @@ def test_numbers_that_are_not_finite_are_told():
     with torch.no_grad():
         lm.anatomy.embedding.weight[5] = float("inf")
     with pytest.raises(ModelError, match="row 0 is not finite at -1"):
-        direct_logit_attribution(lm, [[5, 6], [7, 8]], 20)
+        logit_attribution(lm, [[5, 6], [7, 8]], 20)
 
 
 def test_indirect_object(bundled):
     prompt = "When Mary and John went to the store, John gave a drink to"
-    found = direct_logit_attribution(bundled, prompt, " Mary", distractors=" John")
+    found = logit_attribution(bundled, prompt, " Mary", distractors=" John")
     assert found.total[0] > 3
     np.testing.assert_allclose(found.residual, 0, atol=1e-3)

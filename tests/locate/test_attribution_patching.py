@@ -9,7 +9,7 @@ import torch
 from tests.locate.tinytasks import pairs, twins
 from tests.model.tinies import lm_of, untouched
 from trimtab.errors import EditError, SiteError
-from trimtab.locate.attribution_patching import attribution_patching
+from trimtab.locate.attribution_patching import attribution_maps, attribution_patching
 from trimtab.locate.patching import patching, total_effect
 from trimtab.locate.shift import shift
 from trimtab.tasks.means import mean_difference
@@ -60,6 +60,13 @@ def test_batches_and_padding_make_no_difference():
         np.testing.assert_allclose(whole, single, rtol=1e-5, atol=1e-7)
 
 
+def test_little_memory_means_few_rows_at_once():
+    told, task = [], twins()
+    small = attribution_maps(LM, task, "L*.neuron", memory=1.0, progress=lambda *now: told.append(now))["L*.neuron"]
+    assert [done for done, _ in told] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(small.array, attribution_patching(LM, task, "L*.neuron").array, rtol=1e-6, atol=1e-12)
+
+
 def test_candidates_equal_the_map():
     task = twins()
     grid = attribution_patching(LM, task, "L*.head")
@@ -67,6 +74,21 @@ def test_candidates_equal_the_map():
     np.testing.assert_allclose(alone.array[:, 0], grid.array[:, 0, 2, 0])
     np.testing.assert_allclose(alone.array[:, 1], grid.array[:, 1, 3, 1])
     np.testing.assert_allclose(alone.array[:, 2], grid.array[:, 1, :2, 1].sum(1))
+
+
+@pytest.mark.parametrize("task", [twins(), pairs()], ids=["twins", "pairs"])
+def test_several_maps_at_once_equal_each_alone_from_one_backward_pass(task, monkeypatch):
+    calls = []
+    real = type(LM).gradients
+    monkeypatch.setattr(type(LM), "gradients", lambda *args, **options: calls.append(1) or real(*args, **options))
+    maps = ("L*.head", "L*.neuron", "L*.resid_post", "embed")
+    found = attribution_maps(LM, task, maps)
+    assert len(calls) == 1
+    assert tuple(found) == maps
+    for name, scores in found.items():
+        alone = attribution_patching(LM, task, name)
+        assert (scores.dims, scores.site, scores.direction) == (alone.dims, alone.site, alone.direction)
+        np.testing.assert_allclose(scores.array, alone.array, rtol=1e-9, atol=1e-12)
 
 
 def test_flipped_differences_are_a_control():

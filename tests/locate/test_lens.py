@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.locate.largest import Largest
 from tests.tiny import DENSE, FAMILIES, tiny, tokenizer, words
 from trimtab.errors import PromptError, SiteError, TrimtabError
 from trimtab.locate import lens as module
@@ -58,6 +59,17 @@ def test_every_cell_is_the_unembedded_stream(lm, monkeypatch):
         np.testing.assert_array_equal(lens.rank[i], 1 + (p > p[:, 40:41]).sum(-1))
         np.testing.assert_allclose(lens.entropy[i], -(p * logp).sum(-1), rtol=1e-4)
         np.testing.assert_allclose(lens.kl[i], (own.exp() * (own - logp)).sum(-1), atol=1e-5)
+
+
+def test_layers_times_positions_times_vocabulary_is_never_held(lm, monkeypatch):
+    """Beyond the model's own logits there are those of a block, whatever the number of layers."""
+    monkeypatch.setattr(module, "AT_ONCE", 2 * lm.anatomy.vocab)
+    sites = ["embed", "L*.resid_pre", "L*.resid_mid", "L*.resid_post"]
+    text = words(*range(5, 55))
+    with Largest() as seen:
+        logit_lens(lm, text, sites=sites)
+    assert seen.entries <= 50 * lm.anatomy.vocab
+    assert logit_lens(lm, text, sites=sites).rank.size == 7 * 50
 
 
 def test_padding_makes_no_column_and_a_batch_is_refused(lm):

@@ -126,3 +126,40 @@ def test_activation_magnitude_by_hand():
     np.testing.assert_allclose(got, torch.stack([x.abs().amax((0, 2)) for x in head]).numpy(), rtol=1e-5)
     got = activation_magnitude(lm, TASK, "L1.neuron", statistic="frequency", threshold=0.1).array[:, 0, :, 0]
     np.testing.assert_allclose(got, torch.stack([(x > 0.1).double().mean(0) for x in neuron]).numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "olmo2", "falcon-40b"])
+@torch.no_grad()
+def test_what_is_written_by_hand(family):
+    """Each head's and neuron's activation through its own rows of the projection, at every position of the span."""
+    lm = lm_of(family, torch.float64)
+    prompts = sides(lm, TASK).positive
+    block = lm.anatomy.blocks[1]
+    run = lm.run(prompts, ["L1.head", "L1.neuron"])
+    for name, linear, d in (("head", block.o, lm.anatomy.d_head), ("neuron", block.down, 1)):
+        x = run[f"L1.{name}"].flatten(2)
+        nothing = linear(torch.zeros_like(x))
+        units = x.shape[-1] // d
+        for unit in (0, units - 1):
+            only = torch.zeros_like(x)
+            only[..., unit * d : (unit + 1) * d] = x[..., unit * d : (unit + 1) * d]
+            norms = (linear(only) - nothing).norm(dim=-1)
+            hand = [float(norms[i, columns].mean()) for i, columns in enumerate(prompts.positions("text"))]
+            found = activation_magnitude(lm, TASK, f"L1.{name}", statistic="written", batch_size=3)
+            np.testing.assert_allclose(found.array[:, 0, unit, 0], hand, rtol=1e-6)
+            eye = torch.zeros(d, x.shape[-1], dtype=x.dtype)
+            eye[range(d), range(unit * d, unit * d + d)] = 1
+            weight = linear(eye[None])[0] - linear(torch.zeros_like(eye)[None])[0]
+            alone = activation_magnitude(lm, TASK, f"L1.{name}", statistic="weight")
+            np.testing.assert_allclose(alone.array[:, 0, unit, 0], float(weight.norm()), rtol=1e-6)
+
+
+def test_the_stream_is_its_own_norm_and_queries_write_nothing():
+    lm = lm_of("llama", torch.float64)
+    found = activation_magnitude(lm, TASK, "L0.attn_out", statistic="written", spans="last")
+    x = lm.run(sides(lm, TASK).positive, "L0.attn_out@last")["L0.attn_out@last"].reshape(len(TASK), -1)
+    np.testing.assert_allclose(found.array[:, 0, 0], x.norm(dim=-1), rtol=1e-9)
+    with pytest.raises(SiteError, match="writes nothing"):
+        activation_magnitude(lm, TASK, "L0.q", statistic="written")
+    with pytest.raises(SiteError, match="no unit with weights"):
+        activation_magnitude(lm, TASK, "L0.attn_out", statistic="weight")

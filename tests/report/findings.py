@@ -181,7 +181,7 @@ def nasty():
     return _mapped(made(), lambda text: text and f"{text}{NASTY}", lambda value: value, lambda array: array)
 
 
-_KEPT = {"outcome", "direction", "dims", "coords", "created"}
+_KEPT = {"outcome", "direction", "dims", "coords", "created", "order"}
 _NAMED = {"settings", "examples", "figures", "versions"}
 
 

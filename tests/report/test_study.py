@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from tests.report.findings import INF, NAN, NASTY, empty, ended, made, missing, nasty, started
-from trimtab.report.colours import contrast
-from trimtab.report.figures.numbers import NONE, estimate, mean_of, number
-from trimtab.report.figures.svg import legible
+from trimtab.figures.colours import contrast
+from trimtab.figures.numbers import NONE, estimate, mean_of, number
+from trimtab.figures.svg import legible
 from trimtab.report.study import SECTIONS, study_html
 from trimtab.values.findings import STAGES, Estimate
 from trimtab.values.scores import Scores

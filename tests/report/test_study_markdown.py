@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.report.findings import empty, ended, made, missing, nasty, started
-from trimtab.report.figures.numbers import interval_of, mean_of
+from trimtab.figures.numbers import interval_of, mean_of
 from trimtab.report.study_markdown import TOP, code, prose, study_markdown, table
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tests.report.findings import NAN, made
-from trimtab.report.figures.checked import DRAWN, check_panel, ranked_checks
-from trimtab.report.figures.numbers import NONE, estimate, fixed, interval_of, mean_of, number
-from trimtab.report.figures.panel import Table
-from trimtab.report.figures.searched import curve_panels, direction_of, other_lines, picked_words, point_table
-from trimtab.report.figures.tested import (
+from trimtab.figures.numbers import NONE, estimate, fixed, interval_of, mean_of, number
+from trimtab.report.panels.checked import DRAWN, check_panel, ranked_checks
+from trimtab.report.panels.panel import Table
+from trimtab.report.panels.searched import curve_panels, direction_of, other_lines, picked_words, point_table
+from trimtab.report.panels.tested import (
     aim_of,
     changed,
     control_panel,
@@ -24,7 +24,7 @@ from trimtab.report.figures.tested import (
     example_table,
     means,
 )
-from trimtab.report.figures.where import RANKED, candidate_table, made_by, score_panels
+from trimtab.report.panels.where import RANKED, candidate_table, made_by, score_panels
 from trimtab.values.findings import Estimate
 from trimtab.values.outcome import Outcome
 from trimtab.values.scores import Scores

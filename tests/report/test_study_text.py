@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.report.figures.numbers import (
+from trimtab.figures.numbers import (
     NONE,
     common_places,
     counted,
@@ -24,8 +24,8 @@ from trimtab.report.figures.numbers import (
     share,
     with_unit,
 )
-from trimtab.report.figures.svg import drawing, element, legible, shortened, text, title
-from trimtab.report.figures.text import differences, setting, without_nan, words
+from trimtab.figures.svg import drawing, element, legible, shortened, text, title
+from trimtab.report.panels.text import differences, setting, without_nan, words
 from trimtab.values.findings import Estimate
 
 NAN, INF = float("nan"), float("inf")

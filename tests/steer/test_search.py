@@ -140,10 +140,10 @@ def test_the_front_is_what_no_other_beats(points):
     wanted = {
         j
         for j in range(len(points))
-        if not math.isnan(effect[j] + cost[j]) and not any(beats(i, j) for i in range(len(points)))
+        if not (math.isnan(effect[j]) or math.isnan(cost[j])) and not any(beats(i, j) for i in range(len(points)))
     }
     assert pareto_front(effect, cost) == wanted
-    there = [j for j in range(len(points)) if not math.isnan(effect[j] + cost[j])]
+    there = [j for j in range(len(points)) if not (math.isnan(effect[j]) or math.isnan(cost[j]))]
     assert bool(wanted) == bool(there)
     if there:
         assert max(there, key=lambda j: (effect[j], -cost[j])) in wanted

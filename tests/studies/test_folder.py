@@ -1,17 +1,12 @@
-"""A run's folder: what is read is what was written, or an error, whatever was killed, full, torn or damaged."""
+"""A run's folder: what is read is what was written, or an error, whatever was killed, torn or damaged."""
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import math
-import os
 import re
-import signal
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -19,51 +14,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 
+from tests.studies.folders import ASKED, FIRST, SCORES, begun, code, files, unix
 from trimtab.errors import FileError, StudyError
 from trimtab.studies import folder as module
-from trimtab.studies.folder import RunFolder, run_files, settings_hash
+from trimtab.studies.folder import RunFolder, run_files
 from trimtab.values import Affine, Edit, Intervention, Outcome, Scores, WeightPatch
-from trimtab.values.findings import Verdict
 from trimtab.values.provenance import Provenance
-
-ASKED = {"task": "sentiment", "model": "tiny", "budget": {"points": 3, "share": 0.25}, "seeds": [1, 2], "limit": None}
-FIRST = Outcome("logit_diff", "logits", np.array([1.0, 2.0, np.nan]), np.array([0.0, 2.0, 1.0]))
-SECOND = Verdict("found", ("Found.", "It works."))
-SCORES = Scores(np.arange(6.0).reshape(3, 2), ("example", "layer"), {}, "L{layer}.mlp_out")
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-unix = pytest.mark.skipif(sys.platform == "win32", reason="processes are killed otherwise there")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return RunFolder.create(tmp_path, "My study", ASKED)
-
-
-def begun(folder, **known):
-    with folder.lock():
-        folder.begin(**known)
-    return folder
-
-
-def files(path):
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
-
-
-def code(text):
-    """Python in a process of its own."""
-    root = Path(__file__).parents[2]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "src")])}
-    return [sys.executable, "-c", textwrap.dedent(text)], env
-
-
-# Creating and reading
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_run(tmp_path):
@@ -94,83 +51,10 @@ def test_any_name_gives_a_safe_folder_or_an_error(tmp_path_factory, name):
     assert folder.state.name == name
 
 
-@given(asked=st.dictionaries(st.text(), JSON, max_size=4))
-def test_settings_come_back_exactly(tmp_path_factory, asked):
-    folder = RunFolder.create(tmp_path_factory.mktemp("root"), "x", asked)
-    again = folder.state.settings
-    assert json.dumps(again, sort_keys=True) == json.dumps(asked, sort_keys=True)
-    assert folder.state.settings_hash == settings_hash(asked) == settings_hash(dict(reversed(list(asked.items()))))
-
-
-def test_the_hash_tells_settings_apart():
-    hashes = {settings_hash(s) for s in ({}, {"a": 1}, {"a": 1.0}, {"a": True}, {"a": "1"}, {"b": 1}, {"a": [1]})}
-    assert len(hashes) == 7
-    assert settings_hash({"a": (1, 2)}) == settings_hash({"a": [1, 2]})
-
-
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), [1.0, -math.inf]])
-def test_settings_are_finite(tmp_path, wrong):
-    with pytest.raises(StudyError, match="NaN or infinite: leave it out"):
-        RunFolder.create(tmp_path, "x", {"limit": wrong})
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_ids_that_are_taken_are_not_given_again(tmp_path, monkeypatch):
     ids = iter(["aaaaaa", "aaaaaa", "bbbbbb"])
     monkeypatch.setattr(module.secrets, "token_hex", lambda n: next(ids) if n == 3 else "0" * 2 * n)
     assert [RunFolder.create(tmp_path, "x", {}).state.id for _ in range(2)] == ["aaaaaa", "bbbbbb"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "3", "null", "{}", '{"version": 1}', "\x00\x01", "[" * 100_000],
-)
-def test_a_damaged_run_json_is_refused_with_what_to_do(folder, text):
-    (folder.path / "run.json").write_text(text)
-    with pytest.raises(FileError, match=rf"damaged.*trimtab runs remove {folder.path.name}"):
-        RunFolder.open(folder.path)
-
-
-@pytest.mark.parametrize(
-    "change", [{"status": "odd"}, {"stages": []}, {"metrics": {"a": "x"}}, {"id": None}, {"stages": {"a": {}}}]
-)
-def test_a_run_json_with_wrong_entries_is_refused(folder, change):
-    found = json.loads((folder.path / "run.json").read_text())
-    (folder.path / "run.json").write_text(json.dumps(found | change))
-    with pytest.raises(FileError, match="damaged"):
-        _ = folder.state
-
-
-@settings(max_examples=30)
-@given(cut=st.integers(0, 10_000))
-def test_a_run_json_cut_anywhere_is_refused(tmp_path_factory, cut):
-    folder = RunFolder.create(tmp_path_factory.mktemp("root"), "x", ASKED)
-    data = (folder.path / "run.json").read_bytes()
-    (folder.path / "run.json").write_bytes(data[: cut % (len(data) - 1)])  # all but the last newline is needed
-    with pytest.raises(FileError, match="damaged"):
-        RunFolder.open(folder.path)
-
-
-def test_no_run_and_a_newer_one(folder, tmp_path):
-    with pytest.raises(FileError, match="no such folder"):
-        RunFolder.open(tmp_path / "nothing")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileError, match=r"it has no run\.json.*trimtab runs list"):
-        RunFolder.open(tmp_path / "empty")
-    found = json.loads((folder.path / "run.json").read_text())
-    (folder.path / "run.json").write_text(json.dumps(found | {"version": 2, "new": 1}))
-    with pytest.raises(FileError, match=r"format version 2.*install a newer trimtab"):
-        RunFolder.open(folder.path)
-
-
-def test_entries_that_a_later_trimtab_adds_are_let_be(folder):
-    found = json.loads((folder.path / "run.json").read_text())
-    (folder.path / "run.json").write_text(json.dumps(found | {"more": 1}))
-    assert folder.state.name == "My study"
-
-
-# The life of a run
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_life_of_a_run(folder):
@@ -258,7 +142,6 @@ def test_a_stage_file_of_another_run_is_not_taken(folder):
 def test_forgetting(folder):
     for stage in ("screen", "validate", "steer"):
         folder.write(stage, FIRST, "i", 1)
-    (folder.checkpoint("steer") / "a").touch()
     folder.forget("validate", "steer", "never")
     assert list(folder.state.stages) == ["screen"]
     assert list(run_files(folder)) == ["run.json", "stages/screen.safetensors"]
@@ -268,33 +151,11 @@ def test_forgetting(folder):
     assert list(folder.state.stages) == ["screen"]
 
 
-def test_checkpoints_last_until_the_stage_is_written(folder):
-    path = folder.checkpoint("screen")
-    assert path == folder.path / "stages" / "screen.partial"
-    (path / "part").write_text("1")
-    assert (folder.checkpoint("screen") / "part").read_text() == "1"
-    folder.write("other", FIRST, "i", 1)
-    assert path.is_dir()
-    folder.write("screen", FIRST, "i", 1)
-    assert not path.exists()
-
-
-def test_checkpoints_of_other_inputs_are_not_gone_on_with(folder):
-    (folder.checkpoint("screen") / "of unknown inputs").touch()
-    path = folder.checkpoint("screen", "i")
-    assert not (path / "of unknown inputs").exists()
-    (path / "part").touch()
-    folder.forget("screen")
-    assert (folder.checkpoint("screen", "i") / "part").exists()
-    assert not (folder.checkpoint("screen", "j") / "part").exists()
-
-
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", ".hidden", "a ", "é", "x.", "a\n", "-x"])
 def test_names_stay_inside_the_folder(folder, name):
     before = files(folder.path.parent)
     for call in (
         lambda: folder.write(name, FIRST, "i", 1),
-        lambda: folder.checkpoint(name),
         lambda: folder.forget(name),
         lambda: folder.write_text(name, "x"),
         lambda: folder.write_scores(name, SCORES),
@@ -309,10 +170,6 @@ def test_names_stay_inside_the_folder(folder, name):
 def test_our_own_files_are_not_written_over(folder, name):
     with pytest.raises(StudyError, match="trimtab keeps that one itself"):
         folder.write_text(name, "x")
-
-
-# Artefacts
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_texts_tables_and_scores(folder):
@@ -362,10 +219,6 @@ def test_an_intervention_and_what_people_read_of_it(folder):
     folder.write_intervention(made)
     about = json.loads((folder.path / "intervention.json").read_text())
     assert (about["model"], about["model_hash"]) == ("other", "def")
-
-
-# The log
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_log_keeps_facts_and_time(folder):
@@ -418,74 +271,10 @@ def test_a_line_is_whole_though_the_system_takes_it_piece_by_piece(folder, monke
     assert [e.get("text") for e in folder.events()] == ["x" * 100, None]
 
 
-# One process at a time
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_a_lock_is_held_once_in_one_process_and_given_back(folder):
-    with folder.lock():
-        for again in (folder, RunFolder.open(folder.path), RunFolder(folder.path / ".." / folder.path.name)):
-            with pytest.raises(StudyError, match=rf"in use by process {os.getpid()}: wait"), again.lock():
-                pass
-        assert folder.holder() == str(os.getpid())
-    with folder.lock():
-        pass
-    with pytest.raises(KeyError), folder.lock():
-        raise KeyError
-    with folder.lock():
-        pass
-    assert folder.holder() == ""
-
-
-def test_there_must_be_a_run_to_lock(tmp_path):
-    with pytest.raises(FileError, match="no such folder"), RunFolder(tmp_path / "none").lock():
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-@unix
-def test_another_process_holds_it_until_it_dies(folder):
-    run, env = code(f"""
-        import time
-        from trimtab.studies.folder import RunFolder
-        folder = RunFolder.open({str(folder.path)!r})
-        with folder.lock():
-            folder.begin(model="theirs")
-            print("here", flush=True)
-            time.sleep(600)
-    """)
-    with subprocess.Popen(run, env=env, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "here\n"
-        with pytest.raises(StudyError, match=f"in use by process {process.pid}: wait"), folder.lock():
-            pass
-        assert folder.state.status == "running"
-        assert folder.holder() == str(process.pid)
-        process.send_signal(signal.SIGKILL)
-    assert (folder.stored.status, folder.state.status, folder.holder()) == ("running", "interrupted", "")
-    with folder.lock():
-        assert folder.state.status == "running"  # as it stands there, until it begins
-        folder.begin()
-        assert [event["event"] for event in folder.events()] == ["interrupted"]
-        folder.finish("finished")
-    assert folder.state.status == "finished"
-
-
-def test_a_holder_on_another_machine_is_named(folder, monkeypatch):
-    with folder.lock():
-        (folder.path / "run.pid").write_text("77 elsewhere")
-        monkeypatch.setattr(module, "_held", set())
-        assert folder.holder() == "77 on elsewhere"
-        with pytest.raises(StudyError, match="in use by process 77 on elsewhere"), folder.lock():
-            pass
-
-
-# Killed at any moment
-# ---------------------------------------------------------------------------------------------------------------------
-
 KILLED = """
     import json, os, sys
     from pathlib import Path
-    from tests.studies.test_folder import FIRST, SECOND
+    from tests.studies.folders import FIRST, SECOND
     from trimtab.studies.folder import RunFolder
     from trimtab.values import Outcome
     from trimtab.values.findings import Verdict
@@ -499,7 +288,6 @@ KILLED = """
                 if not folder.has(stage, "i"):
                     folder.forget(stage)
                     folder.log("began", stage=stage)
-                    folder.checkpoint(stage)
                     folder.write(stage, value, "i", 1)
             folder.finish("finished", verdict="found")
 
@@ -561,164 +349,3 @@ def test_a_run_killed_at_any_moment_goes_on(tmp_path):
     done = subprocess.run([*run, tmp_path], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 40  # there were that many moments
-
-
-# A full disk
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Disk:
-    """A disk that is full from the nth call of one kind on, for the process."""
-
-    def __init__(self, monkeypatch, kind, n):
-        self.hit, self.left = False, n
-        real_open, real_os_open = io.open, os.open
-
-        def full(*_):
-            self.hit = True
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        def step():
-            self.left -= 1
-            return self.left < 0
-
-        def calling(real):
-            def call(first, *a, **k):
-                there = kind == "mkdir" and Path(first).is_dir()  # nothing to be made, so no room is needed
-                return full() if not there and step() else real(first, *a, **k)
-
-            return call
-
-        class Half:
-            """A file that takes half of what it is given."""
-
-            def __init__(self, file):
-                self.file = file
-
-            def write(self, data):
-                if not step():
-                    return self.file.write(data)
-                self.file.write(data[: len(data) // 2])
-                self.file.flush()
-                return full()
-
-            def __getattr__(self, name):
-                return getattr(self.file, name)
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                self.file.close()
-
-        def opening(file, mode="r", *a, **k):
-            writes = set(mode) & set("wxa+")
-            if writes and kind == "open" and step():
-                full()
-            return (
-                Half(real_open(file, mode, *a, **k)) if writes and kind == "write" else real_open(file, mode, *a, **k)
-            )
-
-        def os_opening(path, flags, *a, **k):
-            return full() if flags & os.O_CREAT and step() else real_os_open(path, flags, *a, **k)
-
-        if kind in ("open", "write"):
-            monkeypatch.setattr(io, "open", opening)
-        if kind == "open":
-            monkeypatch.setattr(os, "open", os_opening)
-        if kind in ("fsync", "mkdir"):
-            monkeypatch.setattr(os, kind, calling(getattr(os, kind)))
-        if kind == "rename":
-            for name in ("rename", "replace"):
-                monkeypatch.setattr(os, name, calling(getattr(os, name)))
-
-
-FRAME = pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]})
-WORK = {
-    "create": lambda f: RunFolder.create(f.path.parent, "another", ASKED),
-    "write": lambda f: f.write("verdict", SECOND, "j", 1.0),
-    "text": lambda f: f.write_text("report.html", "long " * 100),
-    "table": lambda f: f.write_table("metrics", FRAME),
-    "scores": lambda f: f.write_scores("heads", SCORES),
-    "intervention": lambda f: f.write_intervention(Intervention.of("L0.head[1] scale 0")),
-    "log": lambda f: f.log("an event", text="long " * 100),
-    "finish": lambda f: f.finish("finished", verdict="found"),
-    "checkpoint": lambda f: f.checkpoint("steer", "i"),
-    "begin": begun,
-    "forget": lambda f: f.forget("old"),
-}
-SEVERAL = ("intervention", "write", "begin", "checkpoint")  # those that write more than one file
-
-
-def times(work, kind):
-    """How often a disk that is full can be in the way."""
-    if kind == "mkdir":
-        return {"create": 1, "scores": 1, "checkpoint": 1}.get(work, 0)
-    if work == "log":
-        return int(kind in ("open", "write"))
-    if (work, kind) in (("create", "rename"), ("begin", "open")):  # of the folder too; of the lock too
-        return {"create": 2, "begin": 3}[work]
-    return 2 if work in ("intervention", "write", "begin") else 1
-
-
-@pytest.mark.parametrize("kind", ["write", "fsync", "rename", "open", "mkdir"])
-@pytest.mark.parametrize("work", WORK)
-def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(tmp_path, monkeypatch, work, kind):
-    for n in range(20):
-        folder = RunFolder.create(tmp_path / str(n), "My study", ASKED)
-        folder.write("screen", FIRST, "i", 1.0)
-        folder.write("old", FIRST, "i", 1.0)
-        folder.log("began")
-        before = files(tmp_path / str(n))
-        with monkeypatch.context() as patch:
-            disk = Disk(patch, kind, n)
-            try:
-                WORK[work](folder)
-                error = None
-            except BaseException as raised:  # noqa: BLE001
-                error = raised
-        assert disk.hit == (error is not None)
-        if error is None:
-            break
-        assert type(error) is FileError
-        assert re.search(r"the disk is full: /.*/.* could not be written, with [\d,.]+ MB free now", str(error))
-        assert str(tmp_path / str(n)) in str(error)
-        after = files(tmp_path / str(n))
-        after.pop(f"{folder.path.name}/run.lock", None)
-        if work not in SEVERAL:
-            assert after == before
-        assert not [name for name in after if "/." in name or name.startswith(".")]
-        for name in after:
-            if name.endswith(".safetensors"):
-                load_file(tmp_path / str(n) / name)
-        assert (folder.path / "log.jsonl").read_bytes().endswith(b"\n")
-        assert len(folder.events()) in ((1, 2) if work == "begin" else (1,))
-        assert folder.read("screen", Outcome) == FIRST
-        assert folder.has("screen", "i")
-        assert not folder.has("verdict", "j")
-        assert "verdict.safetensors" not in str(after)
-        WORK[work](folder)  # as soon as there is room
-    assert error is None
-    assert n >= times(work, kind)
-
-
-def test_a_stage_that_run_json_has_no_room_for_gives_its_room_back(folder, monkeypatch):
-    folder.write("screen", FIRST, "i", 1.0)
-    monkeypatch.setattr(RunFolder, "_change", _no_room)
-    with pytest.raises(OSError, match="No space left"):
-        folder.write("verdict", SECOND, "i", 1.0)
-    assert list(run_files(folder)) == ["run.json", "stages/screen.safetensors"]
-
-
-def _no_room(*_, **__):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_other_errors_of_the_system_are_one_error_too(folder, monkeypatch):
-    def refused(*_):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(os, "fsync", refused)
-    for work in ("finish", "text", "write"):
-        with pytest.raises(FileError, match=r"cannot write /.*: Permission denied\. Check that"):
-            WORK[work](folder)

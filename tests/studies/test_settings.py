@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import StudyError
-from trimtab.studies.findings import command
+from trimtab.studies.findings import command, python
 from trimtab.studies.settings import QUICK, Settings
 
 
@@ -69,6 +71,30 @@ def test_quick_is_overruled_too():
     assert made.validation == QUICK["validation"]
 
 
+def test_columns_are_mapped_in_tables(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'task = "reviews.csv"\npositive = 1\n[mapping]\npositive = "good"\nnegative = ["bad", "worse"]\n'
+        '[every]\nquestion = "It is"\nanswers = [" fine", " good"]\n'
+    )
+    made = Settings.read(path, mapping={"negative": "poor"})
+    assert made.mapping == {"positive": "good", "negative": "poor"}, "overruled field by field"
+    assert made.every == {"question": "It is", "answers": (" fine", " good")}
+    assert made.reading() == {"mapping": made.mapping, "every": made.every, "positive": 1}
+    assert Settings.of(**made.plain()) == made
+    assert Settings.of(task="truth").reading() == {}
+
+
+@pytest.mark.parametrize("table", ["mapping", "every"])
+def test_an_unknown_field_names_the_nearest(tmp_path, table):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'task = "reviews.csv"\n[{table}]\npositve = "good"\n')
+    with pytest.raises(StudyError, match=rf'mine\.toml: {table}: "positve" is not a field .*did you mean "positive"'):
+        Settings.read(path)
+    with pytest.raises(StudyError, match=table):
+        Settings.of(task="reviews.csv", **{table: "positive"})
+
+
 @given(st.integers(0, 9), st.booleans(), st.floats(0.01, 2), st.sampled_from([("head",), ("neuron", "head")]))
 def test_saved_and_read_again(seed, quick, limit, objects):
     made = Settings.of(task="truth", seed=seed, quick=quick, kl_limit=limit, objects=objects)
@@ -87,3 +113,23 @@ def test_the_command_does_it_again():
         task="truth", quick="--quick" in words, seed=int(words[words.index("--seed") + 1]), **parsed(pairs)
     )
     assert again == made
+
+
+def test_the_command_and_the_python_read_the_file_again():
+    from trimtab.commands.task import field_values
+
+    made = Settings.of(
+        task="my reviews.csv",
+        mapping={"positive": "good one", "answers": ("a", "b")},
+        every={"question": "It's"},
+        positive="no",
+        split="test",
+        encoding="cp1252",
+    )
+    words = shlex.split(command(made))
+    assert words[:3] == ["trimtab", "run", "my reviews.csv"]
+    given_ = {flag: [words[i + 1] for i, word in enumerate(words) if word == flag] for flag in ("--map", "--every")}
+    mapping, every = (field_values(given_[flag], flag, "") for flag in ("--map", "--every"))
+    rest = {name: words[words.index(f"--{name}") + 1] for name in ("positive", "split", "encoding")}
+    assert Settings.of(task=words[2], mapping=mapping, every=every, **rest) == made
+    assert "mapping={'positive': 'good one', 'answers': ('a', 'b')}" in python(made)

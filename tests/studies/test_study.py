@@ -19,7 +19,7 @@ from trimtab.errors import FileError, StudyError
 from trimtab.studies.judge import evaluate
 from trimtab.studies.screen import screen
 from trimtab.studies.search import search
-from trimtab.studies.settings import Settings, read_by
+from trimtab.studies.settings import READING, Settings, read_by
 from trimtab.studies.store import Store
 from trimtab.studies.study import Study
 from trimtab.studies.validate import validate
@@ -58,6 +58,30 @@ def test_all_stages_and_artefacts(whole):
     assert saved.provenance.model_hash == whole.lm.hash
     page = (folder.path / "report.html").read_text(encoding="utf-8")
     assert whole.verdict.sentences[0].split(":")[0] in page
+
+
+def test_one_prompt_asked_of_all_is_refused(tmp_path):
+    """One number, however many examples it is read for, has no interval."""
+    same = contrast().of([e.with_(question="w5 w7 w6") for e in contrast().examples])
+    with pytest.raises(StudyError, match=r"52 example\(s\) of made-up are all read after the same prompt"):
+        study(tmp_path, same).run()
+
+
+def test_examples_of_one_prompt_are_one_group(tmp_path):
+    """Groups that ask the same are never in two parts; too few of them are refused, with the reason."""
+    double = contrast(groups=26, each=2)
+    asked = [e.with_(question=f"w5 w{20 + i // 4} w6") for i, e in enumerate(double.examples)]
+    made = study(tmp_path, double.of(asked))
+    seen = [{e.question for e in part.examples} for part in made.parts]
+    assert sum(map(len, seen)) == len(set().union(*seen)) == made.fitted.distinct == 13
+    assert made.fitted.joined == 13
+    whole = contrast()
+    few = [e.with_(question=f"w5 w{20 + i // 8 % 2} w6") for i, e in enumerate(whole.examples)]
+    with pytest.raises(StudyError, match=r"need three or more.*13 groups count as 2.*2 different prompts"):
+        _ = study(tmp_path, whole.of(few)).parts
+    some = [e.with_(question=f"w5 w{20 + i // 8 % 4} w6") for i, e in enumerate(whole.examples)]
+    with pytest.raises(StudyError, match=r"intervals need 3 or more.*13 groups count as 4"):
+        _ = study(tmp_path, whole.of(some)).parts
 
 
 def test_parts_share_no_group_and_the_test_part_is_judged(whole):
@@ -141,7 +165,7 @@ def test_a_stage_that_another_run_has_gone_through_is_taken_over(tmp_path):
 def test_every_setting_is_read_by_a_stage_or_by_none(stage):
     """A setting that a stage reads and its inputs leave out would be a stale result."""
     listed = {name for known in STAGES for name in read_by(known)}
-    outside = {"task", "model", "dtype", "device", "quick", "shuffle_labels"}  # in the task's or the model's own hash
+    outside = {"task", "model", "dtype", "device", "quick", "shuffle_labels", *READING}  # in the hash of task or model
     assert listed | outside == set(Settings.model_fields)
     source = inspect.getsource(sys.modules[STAGE_CODE[stage].__module__])
     used = {name for name in Settings.model_fields if f"settings.{name}" in source}

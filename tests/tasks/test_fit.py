@@ -215,13 +215,13 @@ def test_a_whole_task_is_a_few_calls_of_the_tokenizer(lm, monkeypatch):
         for j in range(11, 35)
     ]
     fit(lm, Task("many", tuple(many)))
-    assert len(calls) <= 6
+    assert len(calls) <= 8
     calls.clear()
     clean = "w6 w7 w8" + " w9" * 10
     many[300] = GOOD.with_(clean=clean, corrupt=clean.replace("w6", "w20"), spans={"subject": (2, 3)}, corrupt_spans={})
     fitted = fit(lm, Task("many", tuple(many)))
     assert [one.index for one in fitted.dropped] == [300]  # its span is between two words
-    assert len(calls) <= 6 + 4 * math.ceil(math.log2(len(many)))
+    assert len(calls) <= 8 + 4 * math.ceil(math.log2(len(many)))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt-350m", "bloom"])

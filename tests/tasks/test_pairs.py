@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
 import pytest
@@ -10,19 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import TaskError
-from trimtab.tasks.example import Contrast
-from trimtab.tasks.pairs import (
-    NEAR,
-    fields_of,
-    fill,
-    from_labels,
-    from_systems,
-    from_template,
-    own_groups,
-    refuse_leaks,
-    sides_of,
-    texts_of,
-)
+from trimtab.tasks.groups import refuse_leaks
+from trimtab.tasks.pairs import from_labels, from_systems, from_template
+from trimtab.tasks.templates import NEAR
 
 TRUTH = ("Tell the truth.", "Lie.")
 
@@ -144,41 +133,6 @@ def test_texts_with_both_labels_are_left_out():
     assert [(e.positive, e.negative) for e in task.examples] == [("a b", "a c")]
 
 
-@pytest.mark.parametrize(
-    ("labels", "positive", "sides"),
-    [
-        ([1, 0], None, [True, False]),
-        (["1", "0"], None, [True, False]),
-        ([1.0, 0.0], None, [True, False]),
-        ([True, False], None, [True, False]),
-        (["yes", "No"], None, [True, False]),
-        (["POSITIVE", "neg", "0"], None, [True, False, False]),
-        ([1, -1], None, [True, False]),
-        (["toxic", "clean", "spam"], "clean", [False, True, False]),
-        (["yes", "no"], "no", [False, True]),
-        ([2, 3], 2.0, [True, False]),
-    ],
-)
-def test_labels_are_read(labels, positive, sides):
-    assert sides_of(labels, positive) == sides
-
-
-@pytest.mark.parametrize(
-    ("labels", "positive", "words"),
-    [
-        ([1, 1], None, "all 2 labels are '1' (2): a contrast needs texts of both sides, no negative one"),
-        ([0, "no"], None, "no positive one"),
-        (["a", "a"], None, "all 2 labels are 'a'"),
-        (["a", "b"], None, "the labels are 'a' (1), 'b' (1): say which of them is the positive one, positive="),
-        (["toxic", "clean"], "toxi", "no text has the positive label 'toxi' (did you mean \"toxic\"?)"),
-        (["toxic", "toxic"], "toxic", "no negative one"),
-    ],
-)
-def test_labels_that_cannot_be_told_apart(labels, positive, words):
-    with pytest.raises(TaskError, match=re.escape(words)):
-        sides_of(labels, positive)
-
-
 @pytest.mark.parametrize("label", [None, float("nan"), ""])
 def test_a_missing_label_is_named(label):
     with pytest.raises(TaskError, match="labels: number 2 is missing"):
@@ -257,28 +211,6 @@ def test_several_answers_of_a_row():
     assert task.examples[0].answers == (" Italy", " lovely Italy")
 
 
-def test_a_word_that_is_in_the_text_twice_is_found_by_its_characters():
-    text, spans = fill("A cat likes {animal} food, said {who}.", {"animal": "cat", "who": "Ann"})
-    assert text == "A cat likes cat food, said Ann."
-    assert spans == {"animal": (12, 15), "who": "Ann"}
-    assert text[12:15] == "cat"
-
-
-def test_columns_that_cannot_name_a_span_are_none():
-    text, spans = fill(
-        "{text} {end} {a b} {fine}{none}", {"text": "T", "end": "E", "a b": "B", "fine": "F", "none": ""}
-    )
-    assert text == "T E B F"
-    assert spans == {"fine": "F"}
-
-
-def test_braces_that_are_meant_are_doubled():
-    assert fields_of("{{a}} {b}") == ["b"]
-    assert fill("{{a}} {b}", {"b": "c"})[0] == "{a} c"
-    with pytest.raises(TaskError, match="is not a template"):
-        fields_of("{a")
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -296,37 +228,3 @@ def test_braces_that_are_meant_are_doubled():
 def test_faults_of_templates(changes, words):
     with pytest.raises(TaskError, match=words):
         from_template(**({"templates": "{city} is in", "samples": CITIES, "answer": " {land}"} | changes))
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)).filter(lambda p: p[0] != p[1]), min_size=1, max_size=20)
-)
-def test_groups_of_our_own_join_what_shares_a_text(pairs):
-    examples = [Contrast(f"t{a}", f"t{b}", "-") for a, b in pairs]
-    grouped = own_groups(examples)
-    assert [texts_of(e) for e in grouped] == [texts_of(e) for e in examples]
-    refuse_leaks(grouped, [""] * len(grouped), "t")
-    reach = [{i} for i in range(len(pairs))]  # by brute force: what is reached over shared texts
-    for _ in pairs:
-        for one in reach:
-            for i in list(one):
-                one |= {j for j, pair in enumerate(pairs) if set(pair) & set(pairs[i])}
-    for i, e in enumerate(grouped):
-        assert {j for j, other in enumerate(grouped) if other.group == e.group} == reach[i]
-
-
-def test_named_groups_are_joined_where_they_share_a_text():
-    examples = [
-        Contrast("a", "b", "one"),
-        Contrast("c", "d", "two"),
-        Contrast("d", "e", "one"),
-        Contrast("f", "g", "six"),
-    ]
-    assert [e.group for e in own_groups(examples, named=True)] == ["one", "one", "one", "six"]
-
-
-def test_continuations_of_one_prompt_belong_together():
-    examples = [Contrast("A", "B", "x", prompt="q"), Contrast("A", "B", "y", prompt="r")]
-    refuse_leaks(examples, ["", ""], "t")  # the same answers after other questions are no leak
-    with pytest.raises(TaskError, match="'q' is in group 'x'"):
-        refuse_leaks([examples[0], Contrast("C", "D", "y", prompt="q")], ["", ""], "t")

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from itertools import combinations
 
@@ -8,8 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trimtab.errors import SiteError, TrimtabError
-from trimtab.values import Provenance, Scores, Site
-from trimtab.values.scores import hypergeometric_tail, spearman
+from trimtab.values import Edge, Provenance, Scores, Site
+from trimtab.values.content import digest_of, encode
+from trimtab.values.findings import Estimate
+from trimtab.values.ranks import hypergeometric_tail, spearman
 
 EFFECTS = np.array([[[0.0, -4.0, 1.0], [2.0, np.nan, 3.0]], [[0.0, -2.0, 1.0], [4.0, np.nan, -1.0]]])
 
@@ -70,6 +73,48 @@ def test_sites_are_in_the_order_of_the_mean():
     ]
 
 
+RECEIVERS = ("L9.head[6].q", "L5.mlp_out@end", "logits")
+
+
+def edges(array=EFFECTS, **fields) -> Scores[Edge]:
+    fields = {
+        "dims": ("example", "layer", "receiver"),
+        "coords": {"layer": (3, 7), "receiver": RECEIVERS},
+        "site": "L{layer}.head[2]@S2->{receiver}",
+        **fields,
+    }
+    return make(array, **fields)
+
+
+def test_an_address_with_an_arrow_makes_edges(tmp_path):
+    scores = edges()
+    best = Edge.parse("L3.head[2]@S2->L5.mlp_out@end")
+    assert scores.top(1) == [best]
+    assert scores.site_at(layer=3, receiver="L5.mlp_out@end") == best
+    assert [edge.target for edge in scores.sites()] == [Site.parse(text) for text in RECEIVERS] * 2
+    assert [edge.source.layer for edge in scores.sites()] == [3, 3, 3, 7, 7, 7]
+    assert scores.mask(2).sum() == 2
+    assert scores.to_frame().site[1] == str(best)
+    assert scores.compare(scores, k=2).overlap == 1
+    assert str(best) in repr(scores)
+    scores.save(tmp_path / "edges")
+    assert Scores.load(tmp_path / "edges") == scores
+    assert Scores.load(tmp_path / "edges").top(1) == [best]
+
+
+def test_candidates_may_be_edges_too():
+    names = ("L0.head[1]->L1.head[0].k", "embed->L1.mlp_out")
+    scores = make(np.array([[1.0, -2.0]]), dims=("example", "edge"), coords={"edge": names}, site="{edge}")
+    assert scores.top(2) == [Edge.parse(names[1]), Edge.parse(names[0])]
+
+
+def test_an_address_of_edges_is_checked_too():
+    with pytest.raises(SiteError, match='did you mean "mlp_out"'):
+        edges(coords={"receiver": ("L1.mlp_ou", "logits", "embed")})
+    with pytest.raises(SiteError, match="an edge is two sites"):
+        edges(site="L{layer}.head[2]->L4.mlp_out->{receiver}")
+
+
 def test_mask():
     assert make().mask(2).tolist() == [[False, True, False], [True, False, False]]
     assert make().mask(2, by="value").tolist() == [[False, False, False], [True, False, False]]
@@ -88,7 +133,16 @@ def test_the_interval_goes_by_the_groups_of_the_scores_or_by_those_given():
     with_groups = make(array, coords={}, groups=groups).interval()
     assert np.array_equal(with_groups.low, make(array, coords={}).interval(groups=groups).low)
     assert not np.array_equal(with_groups.low, make(array, coords={}).interval().low)
-    assert with_groups.low[0, 0] >= min(array[:2].mean(), array[2:].mean())
+
+
+def test_intervals_of_few_examples_are_those_that_every_estimate_has():
+    for n in (2, 7, 40):
+        array = np.random.default_rng(n).normal(size=(n, 2, 2))
+        array[0, 0, 0] = np.nan
+        interval = make(array, coords={}).interval()
+        for cell in np.ndindex(2, 2):
+            known = Estimate.of(array[(slice(None), *cell)])
+            assert (interval.low[cell], interval.high[cell]) == pytest.approx((known.low, known.high), nan_ok=True)
 
 
 def test_comparing_scores_with_themselves():
@@ -215,6 +269,46 @@ def test_scores_are_equal_by_content_and_frozen():
 def test_fields_that_do_not_fit_are_refused(fields, message):
     with pytest.raises(TrimtabError, match=message):
         make(**fields)
+
+
+def test_scores_of_which_the_lowest_are_best_rank_them_first():
+    scores = make(order="low")
+    assert [str(site) for site in scores.top(2)] == ["L3.head[1]@S2", "L3.head[0]@S2"]
+    assert [str(site) for site in make(order="high").top(1)] == ["L7.head[0]@S2"]
+    assert scores.top(2, by="high") == scores.top(2, by="value") == make(order="high").top(2)
+    assert scores.top(2, by="abs") == make().top(2)
+    assert scores.summary(2)["mean"].tolist() == [-3.0, 0.0]
+    assert scores.mask(0.5).tolist() == [[True, True, False], [False, False, False]]
+    assert scores.mask(2, by="abs").tolist() == make().mask(2).tolist()
+    assert scores.over("head").array[0, 0] == -4.0
+    assert scores.over("head").array[0, 1] == 3.0  # means 3 and 1: the lower
+    assert "strongest L3.head[1]@S2" in repr(scores)
+    assert scores.sel(layer=7).order == "low"
+
+
+def test_rankings_agree_when_each_is_read_from_its_own_strongest():
+    ranks = make(np.array([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]), order="low")
+    effects = make(-ranks.array + 10)
+    assert ranks.compare(effects).rank_correlation == pytest.approx(1)
+    assert ranks.compare(effects, k=2).overlap == 1
+    assert ranks.compare(effects, by="high").rank_correlation == pytest.approx(-1)
+
+
+def test_the_order_is_kept_and_files_from_before_it_load(tmp_path):
+    make(order="low").save(tmp_path / "low")
+    assert Scores.load(tmp_path / "low") == make(order="low")
+    assert make(order="low") != make()
+    arrays: dict[str, np.ndarray] = {}
+    old = make()
+    content = encode(old, arrays)
+    assert "order" not in content, "a file of effects is what it was before there was an order"
+    fields = {f.name: getattr(old, f.name) for f in dataclasses.fields(old) if f.name != "order"}
+    assert old.digest == digest_of({"is": "Scores", **fields})
+    assert make(order="low").digest != old.digest
+    old.save(tmp_path / "old")
+    assert Scores.load(tmp_path / "old").order == "abs"
+    with pytest.raises(TrimtabError, match="order is"):
+        make(order="value")
 
 
 @pytest.mark.parametrize("call", [lambda s: s.top(2, by="size"), lambda s: s.top(-1), lambda s: s.top(1.5)])

@@ -45,6 +45,12 @@ def lens(
         str | None, typer.Option(help='A token to follow, with its leading space: " Paris". Default: the model\'s own.')
     ] = None,
     sites: Annotated[str, typer.Option(help='Residual streams to read, such as "L*.resid_mid".')] = "L*.resid_post",
+    tuned: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Read through the translators of this tuned lens.", exists=True, dir_okay=False
+        ),
+    ] = None,
     edit: Edits = None,
     chat: Chat = False,
     system: System = None,
@@ -60,12 +66,17 @@ def lens(
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Show the logit lens of a prompt.
+    """Show the logit lens, or a tuned lens, of a prompt.
 
     What the model would say next after each token, were each of its layers the last one.
     """
     if system is not None and not chat:
         usage("--system is a part of the chat template: give --chat too")
+    translators = None
+    if tuned is not None:
+        from trimtab.values.tuned_lens import TunedLens
+
+        translators = TunedLens.load(tuned)
     lm = open_model(model, dtype, device, check=not dry_run)
     prompts = lm.prompts(prompt, chat=chat, system=system)
     if dry_run:
@@ -77,7 +88,7 @@ def lens(
         return
     from trimtab.locate.lens import logit_lens
 
-    found = logit_lens(lm, prompts, top=top, answer=answer, edit=edit, sites=sites)
+    found = logit_lens(lm, prompts, top=top, answer=answer, edit=edit, sites=sites, lens=translators)
     if html is not None:
         from trimtab.report.lens import lens_html
 
@@ -213,7 +224,7 @@ def _first(widths: list[int], room: int) -> int:
 
 
 def _cell(lens: Lens, row: int, pos: int, width: int, coloured: bool) -> Text:
-    from trimtab.report.colours import BINS, DARK, ink, ramp
+    from trimtab.figures.colours import BINS, DARK, ink, ramp
     from trimtab.values.lens import visible
 
     p = float(lens.top_probabilities[row, pos, 0])
@@ -236,7 +247,7 @@ def _fitted(word: str, width: int, style: str = "") -> Text:
 def _legend() -> Text:
     from rich.text import Text
 
-    from trimtab.report.colours import DARK, ink, ramp
+    from trimtab.figures.colours import DARK, ink, ramp
 
     text = Text("probability 0% ", "dim")
     for colour in ramp(DARK):

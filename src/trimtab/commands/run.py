@@ -12,6 +12,7 @@ import typer
 
 from trimtab.commands.options import DEFAULT_MODEL, DryRun, Json, complete_model, console, print_json, usage, writable
 from trimtab.commands.runs import Folder, Run
+from trimtab.commands.task import Every, Mapped, Positive, field_values
 from trimtab.errors import StudyError
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting of a study; may be repeated."),
     ] = None,
+    mapped: Mapped = None,
+    every: Every = None,
+    positive: Positive = None,
+    encoding: Annotated[str | None, typer.Option(help="Of a task file; UTF-8 by default.")] = None,
+    split: Annotated[str | None, typer.Option(metavar="PART", help="Of a data set in several parts.")] = None,
     shuffle_labels: Annotated[
         bool, typer.Option("--shuffle-labels", help="Toss the labels first: a study that must find nothing.")
     ] = False,
@@ -71,6 +77,11 @@ def run(
     An unfinished run of the same study goes on where it stopped. Ends with the verdict and the place of the report.
     """
     flags: dict[str, object] = {"model": model, "seed": seed, "dtype": dtype, "device": device}
+    flags |= {"positive": positive, "encoding": encoding, "split": split}
+    flags |= {
+        "mapping": field_values(mapped, "--map", "positive=good"),
+        "every": field_values(every, "--every", "question=It is"),
+    }
     given = {name: value for name, value in flags.items() if value is not None}
     given |= {name: True for name, on in (("quick", quick), ("shuffle_labels", shuffle_labels)) if on}
     made = prepared(study, {**given, **parsed(settings or [])}, store)
@@ -118,7 +129,7 @@ def parsed(pairs: list[str]) -> dict[str, object]:
 def _value(key: str, text: str) -> object:
     from trimtab.studies.settings import Settings
 
-    listed = key in Settings.model_fields and "tuple" in str(Settings.model_fields[key].annotation)
+    listed = key in Settings.model_fields and str(Settings.model_fields[key].annotation).startswith("tuple")
     parts = [_plain(part.strip()) for part in text.strip("[]()").split(",") if part.strip()] if listed else []
     return tuple(parts) if listed else _plain(text)
 

@@ -19,8 +19,8 @@ from trimtab.commands.options import Json, console, print_json, size, usage
 from trimtab.errors import TrimtabError
 
 if TYPE_CHECKING:
-    from trimtab.studies.folder import RunState
-    from trimtab.studies.store import Row
+    from trimtab.studies.index import Row
+    from trimtab.studies.state import RunState
 
 app = typer.Typer(name="runs", help="The runs of studies: list, show, compare, remove.", no_args_is_help=True)
 
@@ -58,7 +58,7 @@ def list_runs(
     as_json: Json = False,
 ) -> None:
     """List the runs, the latest first."""
-    from trimtab.studies.folder import STATUSES
+    from trimtab.studies.state import STATUSES
     from trimtab.studies.store import Store
 
     if status is not None and status not in STATUSES:

@@ -26,8 +26,9 @@ from trimtab.errors import TaskError, nearest
 
 if TYPE_CHECKING:
     from trimtab.tasks.example import Example
-    from trimtab.tasks.files import Loaded, Place
+    from trimtab.tasks.files import Loaded
     from trimtab.tasks.fit import Fitted
+    from trimtab.tasks.records import Place
     from trimtab.tasks.task import Task
 
 app = typer.Typer(
@@ -57,6 +58,10 @@ Source = Annotated[
 Mapped = Annotated[
     list[str] | None,
     typer.Option("--map", metavar="FIELD=COLUMN", help='Where a field is, such as "positive=good"; may be repeated.'),
+]
+Every = Annotated[
+    list[str] | None,
+    typer.Option("--every", metavar="FIELD=TEXT", help='What is the same in all rows, such as "question=It is".'),
 ]
 Metric = Annotated[str | None, typer.Option(help="What is measured, such as logit_diff.")]
 Positive = Annotated[str | None, typer.Option(metavar="LABEL", help="The label of the positive side.")]
@@ -88,6 +93,7 @@ def show(
     source: Source,
     number: Annotated[int, typer.Option("--number", "-n", min=0, help="Examples to show.")] = 3,
     mapped: Mapped = None,
+    every: Every = None,
     positive: Positive = None,
     encoding: Encoding = "utf-8",
     as_json: Json = False,
@@ -95,7 +101,7 @@ def show(
     """Show what a task is, and some of its examples from different groups."""
     from trimtab.tasks.task import Task
 
-    found = _read(source, mapped, None, positive, encoding, None)
+    found = read_source(source, mapped, every, None, positive, encoding, None)
     task = found if isinstance(found, Task) else found.sound()
     examples = task.take(min(number, len(task))).examples if number else ()
     if as_json:
@@ -123,6 +129,7 @@ def check(
     source: Source,
     model: ModelName = DEFAULT_MODEL,
     mapped: Mapped = None,
+    every: Every = None,
     metric: Metric = None,
     positive: Positive = None,
     encoding: Encoding = "utf-8",
@@ -137,7 +144,7 @@ def check(
     from trimtab.tasks.fit import fit
     from trimtab.tasks.task import Task
 
-    found = _read(source, mapped, metric, positive, encoding, most)
+    found = read_source(source, mapped, every, metric, positive, encoding, most)
     task = found if isinstance(found, Task) else found.task
     loaded = None if isinstance(found, Task) else found
     problems: list[str] = []
@@ -167,22 +174,31 @@ def check(
         raise typer.Exit(1)
 
 
-def _read(
-    source: str, mapped: list[str] | None, metric: str | None, positive: str | None, encoding: str, most: int | None
+def read_source(
+    source: str,
+    mapped: list[str] | None,
+    every: list[str] | None,
+    metric: str | None,
+    positive: str | None,
+    encoding: str,
+    most: int | None,
 ) -> Loaded | Task:
     """What a file holds, or the built-in task of that name."""
     from trimtab.tasks import builtin
-    from trimtab.tasks.files import MOST, read_task
+    from trimtab.tasks.files import read_task
+    from trimtab.tasks.rows import MOST
 
-    mapping = _mapping(mapped)
+    mapping = field_values(mapped, "--map", "positive=good")
+    same = field_values(every, "--every", "question=It is")
     if not Path(source).exists() and not Path(source).suffix and "/" not in source:
-        if source in builtin.names() and mapping:
-            usage("--map is for files: a built-in task has its fields already")
+        if source in builtin.names() and (mapping or same):
+            usage(f"{'--map' if mapping else '--every'} is for files: a built-in task has its fields already")
         task = builtin.task(source)
         return task if metric is None else task.with_(metric=_known(metric))
     return read_task(
         source,
         mapping=mapping,
+        every=same,
         metric=metric,
         positive=positive,
         encoding=encoding,
@@ -198,15 +214,15 @@ def _known(metric: str) -> str:
     return metric
 
 
-def _mapping(mapped: list[str] | None) -> dict[str, str | list[str]] | None:
-    """Fields and their columns; a field that is named again has several."""
-    from trimtab.tasks.files import FIELDS
+def field_values(given: list[str] | None, flag: str, such: str) -> dict[str, str | list[str]] | None:
+    """Fields and what was given for each; a field that is named again has several. `such` is an example of the flag."""
+    from trimtab.tasks.formats import FIELDS
 
     found: dict[str, list[str]] = {}
-    for text in mapped or ():
+    for text in given or ():
         name, sign, column = text.partition("=")
         if not sign or not column:
-            usage(f'"{text}" must be a field and a column: --map positive=good')
+            usage(f'"{text}" must be a field and a {"column" if flag == "--map" else "text"}: {flag} "{such}"')
         if name not in FIELDS:
             usage(f'"{name}" is not a field of a task{nearest(name, FIELDS)}: there are {", ".join(FIELDS)}')
         found.setdefault(name, []).append(column)

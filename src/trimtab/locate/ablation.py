@@ -8,7 +8,7 @@ model where it has never been, and overstate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 from zlib import crc32
 
@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import SiteError, TaskError, TrimtabError, nearest
-from trimtab.locate.sweep import Exact, Progress, Variants, sweep
+from trimtab.evaluate.resampling import donors, resampled
+from trimtab.locate.plans import plan_ablation, planned_by
+from trimtab.locate.sweep import Exact, Make, Progress, Variants, intervenes, sweep
 from trimtab.locate.units import Places, Spans, places
+from trimtab.model.edits import Source
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
 from trimtab.model.run import Run
@@ -34,9 +37,10 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
 
 Kind = Literal["resample", "mean", "zero", "noise"]
-Make = Callable[[list[int], Prompts], tuple[Variants, Mapping[str, Run]]]
 
 
+@planned_by(plan_ablation)
+@intervenes
 def ablation(
     lm: LM,
     task: Task,
@@ -45,7 +49,9 @@ def ablation(
     spans: Spans | None = None,
     kind: Kind = "resample",
     on: Literal["clean", "corrupt"] = "clean",
+    per_position: bool = False,
     sigma: float = 1.0,
+    cumulative: bool = False,
     seed: int = 0,
     exact: Exact = "fast",
     batch_size: int = 16,
@@ -68,6 +74,10 @@ def ablation(
             `["L5.head[3]", "L9.mlp_out@end", "L5.neuron[3,17]"]`.
         spans: positions that are ablated, "all" by default.
         on: which prompts of a counterfactual task; contrast tasks are measured after their questions.
+        per_position: the "mean" at each position by itself, over prompts of one template: all of the same number of
+            tokens. What every prompt has at a position is then kept, and only what tells them apart is lost.
+        cumulative: each candidate of a list together with all that stand before it: what is left when the first k are
+            gone. With the list in the order of another method's `top`, that method's faithfulness curve.
         seed: of the draw of examples, or of the noise.
         exact: "fast" computes what changes; "naive" runs the model once for each place.
         batch_size: prompts whose runs are held together.
@@ -75,54 +85,64 @@ def ablation(
     Returns:
         `Scores` in the metric's unit.
 
-    Raises TaskError when there is no other example to resample, SiteError for noise at features.
+    Zeroing the weights that a head or a neuron writes with (its rows of the output or down projection) is "zero": what
+    it writes is then nothing, and the projection's bias is not its own.
+
+    Raises TaskError when there is no other example to resample, and for means by position of prompts that differ in
+    length; SiteError for noise at features and for a map that is
+    to be ablated cumulatively, which has no order.
 
     >>> ablation(lm, task, "L*.mlp_out", kind="mean").top(3)  # doctest: +SKIP
     """
     kinds = ("resample", "mean", "zero", "noise")
     if kind not in kinds:
         raise TrimtabError(f'no ablation "{kind}"{nearest(str(kind), kinds)}: there are {", ".join(kinds)}')
+    if per_position and kind != "mean":
+        raise TrimtabError(f'per_position says how a mean is taken, and this ablation is "{kind}": give kind="mean"')
     where = places(lm, sites, spans, mapped="all", dictionaries=dictionaries)
     measured = measure(lm, task, on=on)
     prompts = measured.prompts
     if kind == "resample":
         groups = [measured.groups[example] for example in measured.owner]
         make = _resampled(lm, where, prompts, donors(prompts, groups, measured.owner, seed))
+    elif kind == "mean" and per_position:
+        make = _averaged_by_position(lm, where, prompts, batch_size)
     elif kind == "mean":
         make = _averaged(lm, where, prompts, batch_size, dictionaries)
     elif kind == "zero":
         make = _always([Edit(site, "set", 0.0) for site in where.sites])
     else:
         make = _noised(lm, where, prompts, sigma, seed, batch_size)
+    if cumulative and where.units is not None:
+        raise SiteError(
+            f"{sites} is a map, which has no order: list the sites to ablate one after the other, as in scores.top(10)"
+        )
     changes = sweep(
         lm,
         measured,
-        make,
+        _together(make) if cumulative else make,
         where.tensors,
         exact=exact,
         batch_size=batch_size,
         dictionaries=dictionaries,
         progress=progress,
     )
-    options = {"kind": kind, "seed": seed} | ({"sigma": sigma} if kind == "noise" else {})
+    options = {"kind": kind, "cumulative": cumulative, "seed": seed} | ({"sigma": sigma} if kind == "noise" else {})
+    options |= {"per_position": per_position} if kind == "mean" else {}
     options |= {"on": on} if task.shape == "counterfactual" else {}
-    return where.scores(-changes, lm, task, prompts, "ablation", measured.unit, options)
+    direction = "noise" if options.get("on") == "clean" else None  # what patching the clean prompts is called
+    return where.scores(-changes, lm, task, prompts, "ablation", measured.unit, options, direction)
 
 
-def donors(prompts: Prompts, groups: Sequence[str], owner: Sequence[int] | np.ndarray, seed: int) -> list[int]:
-    """For each row another one to take activations from: of another example, of another group if there is one, and
-    among these at random one of those closest in length."""
-    rng = np.random.default_rng(seed)
-    lengths = [len(row) for row in prompts.tokens]
-    found = []
-    for row in range(len(prompts)):
-        others = [i for i in range(len(prompts)) if owner[i] != owner[row]]
-        if not others:
-            raise TaskError("there is no other example to resample from: give two or more, or another kind of ablation")
-        others = [i for i in others if groups[i] != groups[row]] or others
-        closest = min(abs(lengths[i] - lengths[row]) for i in others)
-        found.append(int(rng.choice([i for i in others if abs(lengths[i] - lengths[row]) == closest])))
-    return found
+def _together(make: Make) -> Make:
+    """Each variant with all before it."""
+
+    def joined(rows: list[int], prompts: Prompts) -> tuple[Variants, Mapping[str, Source]]:
+        variants, runs = make(rows, prompts)
+        listed = [[variant] if isinstance(variant, Edit) else list(variant) for variant in variants]
+        return [[edit for part in listed[: i + 1] for edit in part] for i in range(len(listed))], runs
+
+    return joined
 
 
 def _always(variants: Variants) -> Make:
@@ -133,26 +153,35 @@ def _resampled(lm: LM, where: Places, prompts: Prompts, partner: Sequence[int]) 
     variants = [Edit(site, "set", Ref("other")) for site in where.sites]
 
     def make(rows: list[int], part: Prompts) -> tuple[Variants, dict[str, Run]]:
-        theirs = prompts.rows([partner[row] for row in rows], trim=True)
-        run = lm.run(theirs, where.tensors, logits=False)
-        columns = _columns_of(part, theirs)
-        index = torch.arange(len(rows))[:, None]
-        moved = {site: run.whole(site)[index, columns] for site in where.tensors}
-        return variants, {"other": Run(part, None, moved)}
+        return variants, {"other": resampled(lm, prompts, partner, rows, part, where.tensors)}
 
     return make
 
 
-def _columns_of(mine: Prompts, theirs: Prompts) -> Tensor:
-    """(batch pos) of each column of `mine` the column of `theirs`: the first for the first, the others from the
-    end."""
-    columns = torch.zeros(mine.ids.shape, dtype=torch.long)
-    starts = zip(mine.start.tolist(), theirs.start.tolist(), mine.tokens, theirs.tokens, strict=True)
-    for row, (start, other, tokens, donated) in enumerate(starts):
-        for position in range(len(tokens)):
-            at = len(donated) - (len(tokens) - position) if position else 0
-            columns[row, start + position] = other + max(at, min(position, len(donated) - 1, 1))
-    return columns
+def _averaged_by_position(lm: LM, where: Places, prompts: Prompts, batch_size: int) -> Make:
+    """Every place at the mean, at each of its positions, over all prompts, which have the same number of tokens."""
+    if features := [block for block in where.blocks if block.view is not None]:
+        raise SiteError(f"{features[0]}: means by position are of the model's own tensors; leave per_position out")
+    lengths = sorted(set(prompts.lengths.tolist()))
+    if len(lengths) > 1:
+        raise TaskError(
+            f"per_position takes the mean of the tokens at one position of a template, and these prompts have "
+            f"{lengths[0]} to {lengths[-1]} tokens, so that a position is another word's in each: give prompts of one "
+            "template and length, or leave per_position out"
+        )
+    total: dict[Site, Tensor] = {}
+    for rows in batches(prompts, sum(int(np.prod(lm.shape(site))) for site in where.tensors), batch_size):
+        run = lm.run(prompts.rows(rows, trim=True), where.tensors, logits=False)
+        for site in where.tensors:  # the same length: no row is padded
+            summed = run.whole(site).double().cpu().sum(0)
+            total[site] = summed + total[site] if site in total else summed
+    means = {site: (summed / len(prompts)).to(lm.device, lm.dtype) for site, summed in total.items()}
+    variants = [Edit(site, "set", Ref("mean")) for site in where.sites]
+
+    def make(rows: list[int], part: Prompts) -> tuple[Variants, dict[str, Run]]:
+        return variants, {"mean": Run(part, None, {s: m.expand(len(rows), *m.shape) for s, m in means.items()})}
+
+    return make
 
 
 def _averaged(

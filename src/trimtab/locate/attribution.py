@@ -65,7 +65,7 @@ class Attribution:
     @property
     def method(self) -> str:
         """The method's name, as scores made from this carry it."""
-        return "direct_logit_attribution"
+        return "logit_attribution"
 
     def __len__(self) -> int:
         return len(self.values)
@@ -113,7 +113,7 @@ class Attribution:
 
 
 @torch.no_grad()
-def direct_logit_attribution(
+def logit_attribution(
     lm: LM,
     prompts: Text,
     tokens: Tokens,
@@ -143,16 +143,12 @@ def direct_logit_attribution(
     >>> import trimtab
     ...
     ... lm = trimtab.load("smollm2-135m-instruct")  # doctest: +SKIP
-    >>> direct_logit_attribution(lm, "The capital of France is", " Paris").scores("head").top(3)  # doctest: +SKIP
+    >>> logit_attribution(lm, "The capital of France is", " Paris").scores("head").top(3)  # doctest: +SKIP
     """
     a = lm.anatomy
     if parts not in ("head", "sublayer"):
         raise SiteError(f'parts are "head" or "sublayer", got {parts!r}{nearest(str(parts), ["head", "sublayer"])}')
-    if any(block.stream_norm is not None for block in a.blocks):
-        raise ModelError(
-            f"{lm.name} ({a.family.name}) norms the residual stream itself after every sublayer, so its last stream is "
-            "no sum of what the sublayers wrote and no logit splits into them; measure effects by patching instead"
-        )
+    check_sum(lm)
     prompts = lm.prompts(prompts)
     scope = Scope.parse(at)
     if any(len(positions) != 1 for positions in prompts.positions(scope)):
@@ -191,8 +187,18 @@ def direct_logit_attribution(
         tokens=strings(lm.tokenizer, [answers.tolist()])[0],
         distractors=None if others is None else strings(lm.tokenizer, [others.tolist()])[0],
         at=str(scope),
-        provenance=provenance(lm, prompts, "direct_logit_attribution", options | {"parts": parts}),
+        provenance=provenance(lm, prompts, "logit_attribution", options | {"parts": parts}),
     )
+
+
+def check_sum(lm: LM) -> None:
+    """ModelError where the last residual stream is no sum of what was written to it."""
+    a = lm.anatomy
+    if any(block.stream_norm is not None for block in a.blocks):
+        raise ModelError(
+            f"{lm.name} ({a.family.name}) norms the residual stream itself after every sublayer, so its last stream is "
+            "no sum of what the sublayers wrote and no logit splits into them; measure effects by patching instead"
+        )
 
 
 def _ids(lm: LM, tokens: Tokens, rows: int) -> Tensor:

@@ -8,22 +8,20 @@ question that is asked, the difference is that of means: the first-order effect 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.errors import SiteError, TrimtabError, nearest
+from trimtab.locate.slopes import at_once, check_choice, check_gradients, entries, place_sums, values
 from trimtab.locate.units import Places, Spans, default_spans, mean_differences, places
-from trimtab.model.gradient import Gradients
 from trimtab.model.prompts import Prompts
 from trimtab.model.run import Run
 from trimtab.tasks.means import MeanDifference, batches
 from trimtab.tasks.measure import measure, sides
 from trimtab.tasks.task import Task
-from trimtab.values.scope import Scope
 from trimtab.values.scores import Scores
 from trimtab.values.site import Site
 
@@ -32,20 +30,18 @@ if TYPE_CHECKING:
 
 Direction = Literal["denoise", "noise"]
 
-GRAPH = 1 << 28
-"""Numbers that a backward pass may hold."""
-
 
 def attribution_patching(
     lm: LM,
     task: Task,
-    sites: Reads,
+    sites: Reads = "L*.head",
     *,
     spans: Spans | None = None,
     direction: Direction = "denoise",
     source: Task | None = None,
     differences: MeanDifference | None = None,
     batch_size: int = 16,
+    memory: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """The first-order estimate of `patching` on counterfactual tasks, of `shift` on contrast tasks.
@@ -63,7 +59,8 @@ def attribution_patching(
         source: the task whose two sides are compared, where it is not the task itself; then the mean difference is
             taken on counterfactual tasks too.
         differences: that mean difference, where it has been made already (or flipped, as a control).
-        batch_size: prompts that go through the model together.
+        batch_size: prompts that go through the model together, fewer where they do not fit into `memory`.
+        memory: bytes that a pass with its gradients may take beyond the model; by default a share of what is free.
 
     Returns:
         `Scores` in the metric's unit.
@@ -72,71 +69,124 @@ def attribution_patching(
 
     >>> attribution_patching(lm, task, "L*.head").top(5)  # doctest: +SKIP
     """
-    if direction not in ("denoise", "noise"):
-        raise TrimtabError(
-            f'direction is "denoise" or "noise", got {direction!r}{nearest(str(direction), ["denoise", "noise"])}'
-        )
-    if features := [site for site in lm.sites(sites) if site.view is not None]:
-        raise SiteError(
-            f"{features[0]}: features are no tensor of the model's own, so no gradient reaches them; score "
-            f"{features[0].base}, or give the features to patching"
-        )
+    (scores,) = _estimates(lm, task, [sites], spans, direction, source, differences, batch_size, memory, progress)
+    return scores
+
+
+def attribution_maps(
+    lm: LM,
+    task: Task,
+    maps: Sequence[str] = ("L*.head", "L*.neuron", "L*.resid_post"),
+    *,
+    spans: Spans | None = None,
+    direction: Direction = "denoise",
+    source: Task | None = None,
+    differences: MeanDifference | None = None,
+    batch_size: int = 16,
+    memory: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Scores]:
+    """`attribution_patching` for several maps at once: one forward pass on each side and one backward pass for all.
+
+    Args:
+        maps: selections such as `"L*.head"`, each of which becomes `Scores` of its own; the rest as in
+            `attribution_patching`.
+
+    Returns:
+        the `Scores` of each map, by the text that was given.
+
+    Raises as `attribution_patching`.
+
+    >>> attribution_maps(lm, task, ("L*.head", "L*.neuron"))["L*.neuron"].top(5)  # doctest: +SKIP
+    """
+    names = [maps] if isinstance(maps, str) else list(maps)
+    found = _estimates(lm, task, names, spans, direction, source, differences, batch_size, memory, progress)
+    return dict(zip(names, found, strict=True))
+
+
+def _estimates(
+    lm: LM,
+    task: Task,
+    maps: Sequence[Reads],
+    spans: Spans | None,
+    direction: Direction,
+    source: Task | None,
+    differences: MeanDifference | None,
+    batch_size: int,
+    memory: float | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[Scores]:
+    check_choice("direction", direction, ("denoise", "noise"))
+    for sites in maps:
+        check_gradients(lm, sites)
     twins = task.shape == "counterfactual" and source is None and differences is None
     measured = measure(lm, task, on="clean" if twins and direction == "noise" else "corrupt")
-    where = places(lm, sites, spans, mapped=default_spans(task) if task.shape == "counterfactual" else "all")
-    out = np.zeros((len(measured.prompts), *where.shape), np.float64 if lm.dtype == torch.float64 else np.float32)
+    mapped = default_spans(task) if task.shape == "counterfactual" else "all"
+    wheres = [places(lm, sites, spans, mapped=mapped) for sites in maps]
+    tensors = list(dict.fromkeys(tensor for where in wheres for tensor in where.tensors))
+    others, vectors = None, {}
     if twins:
         both = sides(lm, task)
-        others, vectors = both.positive if direction == "denoise" else both.negative, {}
+        others = both.positive if direction == "denoise" else both.negative
     else:
+        blocks = tuple(dict.fromkeys(block for where in wheres for block in where.blocks))
+        every = Places(blocks, None, (), {}, "", wheres[0].spans)
         means = differences or mean_differences(
-            lm, task, source or task, where, batch_size=batch_size, dictionaries=None
+            lm, task, source or task, every, batch_size=batch_size, dictionaries=None
         )
-        others, vectors = None, {block: means.difference(block) for block in where.blocks}
+        vectors = {block: torch.as_tensor(means.difference(block)) for block in blocks}
+    wide = np.float64 if lm.dtype == torch.float64 else np.float32
+    out = [np.zeros((len(measured.prompts), *where.shape), wide) for where in wheres]
     sign = -1.0 if twins and direction == "noise" else 1.0
     done = 0
-    for rows in batches(measured.prompts, _entries(lm, where), batch_size, GRAPH):
+    for rows in batches(measured.prompts, entries(lm, tensors), batch_size, at_once(lm, memory)):
         prompts = measured.prompts.rows(rows, trim=True)
-        found = lm.gradients(prompts, measured.readout.of_rows(rows), where.tensors)
-        run = None if others is None else lm.run(others.rows(rows, trim=True), where.tensors, logits=False)
+        found = lm.gradients(prompts, measured.readout.of_rows(rows), tensors)
+        slopes = found.gradients
+        if others is not None:
+            other = lm.run(others.rows(rows, trim=True), tensors, logits=False)
+            base = found.activations
 
-        def summed(block: Site, found: Gradients = found, run: Run | None = run) -> np.ndarray:
-            gradient = _pick(found.gradients, block)
-            if run is None:
-                change = torch.as_tensor(vectors[block], device=gradient.device, dtype=gradient.dtype)
-            else:
-                change = _pick(run, block) - _pick(found.activations, block)
-            return _summed(gradient, change, block, where, found.gradients.prompts)
+            def change(tensor: Site, base: Run = base, other: Run = other, slopes: Run = slopes) -> Tensor:
+                return (values(other, tensor) - values(base, tensor)).mul_(values(slopes, tensor))
 
-        out[rows] = sign * where.array(summed(block) for block in where.blocks)
+            for array, where in zip(out, wheres, strict=True):
+                array[rows] = sign * where.array(_columns(where, prompts, change))
+        else:
+            for array, where in zip(out, wheres, strict=True):
+                array[rows] = where.array(
+                    _slopes_along(block, where, prompts, slopes, vectors) for block in where.blocks
+                )
         done += len(rows)
         if progress is not None:
             progress(done, len(measured.prompts))
-    examples = np.zeros((len(measured), *where.shape), out.dtype)
-    np.add.at(examples, measured.owner, out)
     options = {} if twins else {"source": (source or task).name}
     name, unit = "attribution_patching", measured.unit
-    return where.scores(examples, lm, task, measured.prompts, name, unit, options, direction if twins else None)
+    scores = []
+    for array, where in zip(out, wheres, strict=True):
+        examples = np.zeros((len(measured), *where.shape), wide)
+        np.add.at(examples, measured.owner, array)
+        scores.append(
+            where.scores(examples, lm, task, measured.prompts, name, unit, options, direction if twins else None)
+        )
+    return scores
 
 
-def _summed(gradient: Tensor, change: Tensor, block: Site, where: Places, prompts: Prompts) -> np.ndarray:
-    """(row unit) gradient · change (batch pos unit …), summed over the block's positions and its units' entries."""
-    effects = (gradient * change).flatten(2)
-    at = prompts.columns(Scope("all") if block.at is None else block.at).to(effects.device)
-    effects = torch.where(at[..., None], effects, 0.0)  # what pads hold may be anything
-    return effects.sum(1).unflatten(1, (where.units or 1, -1)).sum(-1).cpu().numpy()
+def _columns(where: Places, prompts: Prompts, number: Callable[[Site], Tensor]) -> list[np.ndarray]:
+    sums = place_sums(where.blocks, where.units, prompts, number)
+    return [sums[block] for block in where.blocks]
 
 
-def _pick(run: Run, block: Site) -> Tensor:
-    """(batch pos unit …) of a block in a run, at all positions."""
-    values = run.whole(block.whole)
-    values = values if block.index is None else values[:, :, list(block.index)]
-    return values.float() if values.dtype.itemsize < 4 else values
+def _slopes_along(block: Site, where: Places, prompts: Prompts, slopes: Run, vectors: dict[Site, Tensor]) -> np.ndarray:
+    """(row unit) slope along a block's mean difference, which is that of the units it names."""
 
+    def number(tensor: Site) -> Tensor:
+        gradient = values(slopes, tensor)
+        vector = vectors[block].to(gradient)
+        if block.index is None:
+            return gradient * vector
+        whole = torch.zeros_like(gradient[0, 0])
+        whole[list(block.index)] = vector
+        return gradient * whole
 
-def _entries(lm: LM, where: Places) -> int:
-    """Numbers that are held of each token: at the sites, for the backward pass in every layer, and of the logits."""
-    a = lm.anatomy
-    sites = sum(int(np.prod(lm.shape(site))) for site in where.tensors)
-    graph = sum(10 * a.d_model + 4 * block.d_mlp for block in a.blocks)
-    return 4 * sites + graph + 3 * a.vocab
+    return place_sums([block], where.units, prompts, number)[block]

@@ -2,7 +2,8 @@
 
 nostalgebraist 2020, "interpreting GPT: the logit lens", https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru; the final
 norm is applied to each layer's stream, as there. Early layers write in a basis of their own, which the tuned lens
-(Belrose et al. 2023, arXiv 2303.08112) translates and this one does not.
+(Belrose et al. 2023, arXiv 2303.08112) translates; give one as `lens`. What a task's answer looks like in it is in
+`logit_lens_scores`.
 """
 
 from __future__ import annotations
@@ -15,20 +16,18 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import PromptError, SiteError, TrimtabError
+from trimtab.locate.vocabulary import AT_ONCE, STREAM, Translator, cell_numbers, log_probabilities
 from trimtab.model.prompts import single_token
 from trimtab.model.provenance import provenance
 from trimtab.model.tokens import strings
 from trimtab.values.edit import Intervention
 from trimtab.values.lens import Lens
 from trimtab.values.site import Site
+from trimtab.values.tuned_lens import TunedLens
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM, Edits, Reads
     from trimtab.model.prompts import Prompts
-
-STREAM = ("embed", "resid_pre", "resid_mid", "resid_post")
-AT_ONCE = 1 << 24
-"""Logits that are held at a time: positions are taken in blocks of this over the vocabulary's size."""
 
 
 def logit_lens(
@@ -39,6 +38,7 @@ def logit_lens(
     answer: str | int | None = None,
     edit: Edits = None,
     sites: Reads = "L*.resid_post",
+    lens: TunedLens | None = None,
 ) -> Lens:
     """What the model would say next after each position, were each of these residual streams the last one.
 
@@ -52,12 +52,14 @@ def logit_lens(
             position, the token that the model itself ranks first there.
         edit: what to change in the model on the way.
         sites: residual streams, such as `"L*.resid_mid"` or `["embed", "L*.resid_post"]`.
+        lens: translators to read through, from `train_tuned_lens` or a file of one.
 
     Returns:
         A `Lens`; probabilities of the whole vocabulary, entropy and divergence in nats, ranks from 1.
 
     Raises:
-        PromptError: several rows, or an answer that is not one token. SiteError: a site that is no residual stream.
+        PromptError: several rows, or an answer that is not one token. SiteError: a site that is no residual stream, or
+        that `lens` does not have. ModelError: a lens of another model.
 
     >>> import trimtab
     ...
@@ -71,18 +73,18 @@ def logit_lens(
     if not 1 <= top <= lm.anatomy.vocab:
         raise TrimtabError(f"top is how many tokens to keep, from 1 to the vocabulary's {lm.anatomy.vocab}, got {top}")
     streams = _streams(lm, sites)
-    target = _target(lm, answer)
+    target, translated = _target(lm, answer), Translator(lm, lens, streams)
     run = lm.run(prompts, streams, edit)
     logits = run.tokens("logits")
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     size = max(1, AT_ONCE // lm.anatomy.vocab)
     with torch.no_grad():
         for start in range(0, len(logits), size):
-            own = _log_probabilities(logits[start : start + size])
+            own = log_probabilities(logits[start : start + size])
             targets = own.argmax(-1) if target is None else torch.full_like(own[:, 0], target, dtype=torch.long)
-            blocks = (run.tokens(site)[start : start + size] for site in streams)
+            blocks = (translated(site, run.tokens(site)[start : start + size]) for site in streams)
             cells = [
-                _cells(_log_probabilities(lm.unembed(lm.final(x))).to(own.device), own, targets, top) for x in blocks
+                _cells(log_probabilities(lm.unembed(lm.final(x))).to(own.device), own, targets, top) for x in blocks
             ]
             for name in cells[0]:
                 found[name].append(np.stack([cell[name] for cell in cells]))
@@ -91,6 +93,8 @@ def logit_lens(
     ids = sorted({*joined["top_ids"].ravel().tolist(), *joined["targets"].tolist()})
     edits = tuple(str(part) for part in Intervention.of(edit))
     options = {"top": top, "answer": answer, "sites": [str(site) for site in streams], "edit": list(edits)}
+    if lens is not None:
+        options["lens"] = lens.digest
     return Lens(
         tokens=prompts.tokens[0],
         token_ids=prompts.ids[prompts.mask.bool()].cpu().numpy(),
@@ -120,20 +124,15 @@ def _target(lm: LM, answer: str | int | None) -> int | None:
     return int(answer)
 
 
-def _log_probabilities(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits.float() if logits.dtype.itemsize < 4 else logits, dim=-1)
-
-
 def _cells(logp: Tensor, own: Tensor, targets: Tensor, top: int) -> dict[str, np.ndarray]:
     """The numbers of one site from its log probabilities and the model's own (pos vocab), and the targets (pos)."""
-    best, p = logp.topk(top, dim=-1), own.exp()
+    best = logp.topk(top, dim=-1)
     followed = logp.gather(-1, targets[:, None])
     tensors = {
         "top_ids": best.indices,
         "top_probabilities": best.values.exp(),
         "rank": 1 + (logp > followed).sum(-1),
         "probability": followed.squeeze(-1).exp(),
-        "entropy": torch.special.entr(logp.exp()).sum(-1),
-        "kl": torch.where(p > 0, p * (own - logp), 0).sum(-1).clamp(min=0),
+        **cell_numbers(logp, own),
     }
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from trimtab.errors import TaskError, TrimtabError, nearest
+from trimtab.locate.reach import written
 from trimtab.locate.units import Places, Spans, default_spans, places, side_means
 from trimtab.model.protocols import Dictionary
 from trimtab.tasks.means import MeanDifference, default_read, pooled
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
 
 Contrasted = Literal["z", "difference", "auroc"]
-Magnitude = Literal["mean_abs", "max_abs", "frequency"]
+Magnitude = Literal["mean_abs", "max_abs", "frequency", "written", "weight"]
 Progress = Callable[[int, int], None]
 
 UNITS = {"z": "std", "difference": "activation", "auroc": "AUROC − ½"}
@@ -99,14 +100,32 @@ def activation_magnitude(
     """How large activations are on one side of a task: the screen that needs nothing to compare with.
 
     Over the positions of a span and the entries of a unit: "mean_abs" mean |a|, "max_abs" largest |a|, "frequency" the
-    share of a above `threshold`. `side`: of the positive (clean) texts, or of the negative (corrupt) ones. The rest as
-    in `magnitude_contrast`.
+    share of a above `threshold`. Two more say how much a unit can move the residual stream: "written" is the norm of
+    what it writes there (before any post-norm), its activation times its output weights: a head's rows of the output
+    projection, a neuron's row of the down projection; the stream's own sites are their own norm. "weight" is the norm
+    of these weights alone, the same for every example. `side`: of the positive (clean) texts, or of the negative
+    (corrupt) ones. The rest as in `magnitude_contrast`.
+
+    Raises SiteError for "written" and "weight" at sites that write nothing to the stream themselves.
     """
-    kinds = ("mean_abs", "max_abs", "frequency")
+    kinds = ("mean_abs", "max_abs", "frequency", "written", "weight")
     if statistic not in kinds:
         raise TrimtabError(f'no statistic "{statistic}"{nearest(str(statistic), kinds)}: there are {", ".join(kinds)}')
     where = _places(lm, task, sites, spans, dictionaries)
     prompts = getattr(sides(lm, task), side)
+    if statistic in ("written", "weight"):
+        columns = written(
+            lm, where, prompts, batch_size=batch_size, weight_only=statistic == "weight", progress=progress
+        )
+        return where.scores(
+            where.array(columns),
+            lm,
+            task,
+            prompts,
+            "activation_magnitude",
+            "norm",
+            {"statistic": statistic, "side": side},
+        )
     found = pooled(
         lm,
         prompts,

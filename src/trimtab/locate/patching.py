@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 
 from trimtab.errors import TaskError, TrimtabError, nearest
-from trimtab.locate.sweep import Exact, Progress, Variants, sweep
+from trimtab.locate.plans import plan_patching, planned_by
+from trimtab.locate.sweep import Exact, Progress, Variants, intervenes, sweep
 from trimtab.locate.units import Spans, default_spans, places
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
@@ -35,6 +36,8 @@ SMALLEST = 0.05
 """Share of the median gap below which an example's own ratio is not taken."""
 
 
+@planned_by(plan_patching)
+@intervenes
 def patching(
     lm: LM,
     task: Task,

@@ -1,232 +1,155 @@
-"""Probes: linear classifiers that read from a place which of its two sides an example shows.
+"""Probes: classifiers that read from a place which of its two sides an example shows.
 
-Logistic regression (Alain and Bengio 2016, arXiv 1610.01644) on standardised features, difference of means, and
-mass-mean (Marks and Tegmark 2023, arXiv 2310.06824). A probe tells what can be read at a place, not what the model
-reads there (Belinkov 2022, arXiv 2102.12452): its control is shuffled labels (Hewitt and Liang 2019, arXiv 1909.03368),
-its test an intervention along its direction.
+Logistic regression (Alain and Bengio 2016, arXiv 1610.01644) on standardised features, ridge, difference of means,
+mass-mean (Marks and Tegmark 2023, arXiv 2310.06824) and a small network. A probe tells what can be read at a place, not
+what the model reads there (Belinkov 2022, arXiv 2102.12452): its controls are shuffled labels, labels that can only be
+memorised (Hewitt and Liang 2019, arXiv 1909.03368) and an untrained twin of the model (Zhang and Bowman 2018, arXiv
+1809.10040), its test an intervention along its direction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from jaxtyping import Float
 
-from trimtab.errors import SiteError, TaskError, TrimtabError, nearest
+from trimtab.errors import TrimtabError, nearest
+from trimtab.locate.classifiers import Kind, check_kind, fit
+from trimtab.locate.folds import Control, Drawn, Labels, Score, parts_of
 from trimtab.locate.units import Spans, places, side_means
 from trimtab.model.protocols import Dictionary
-from trimtab.tasks.means import MeanDifference, default_read, mean_difference
+from trimtab.model.untrained import untrained
+from trimtab.tasks.means import MeanDifference, default_read
 from trimtab.tasks.measure import sides
 from trimtab.tasks.task import Task
-from trimtab.values.scores import Scores
-from trimtab.values.site import Site
+from trimtab.values.scores import Label, Scores
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
 
-Kind = Literal["logistic", "difference", "mass_mean"]
 Progress = Callable[[int, int], None]
-Linear = tuple[np.ndarray, np.ndarray]
-"""Directions (unit d) and biases (unit): positive where x·direction + bias > 0."""
 
 
 def probe(
     lm: LM,
     task: Task,
-    sites: Reads,
+    sites: Reads = "L*.resid_post",
     *,
     read: Spans | None = None,
     kind: Kind = "logistic",
+    score: Score = "correct",
+    control: Control | None = None,
+    draws: int = 2,
     folds: int = 5,
     C: float = 0.1,
+    hidden: int = 16,
     seed: int = 0,
     differences: MeanDifference | None = None,
     batch_size: int = 16,
     dictionaries: Mapping[str, Dictionary] | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """How well a linear probe tells the two sides apart at each place, on groups that it was not trained on.
+    """How well a probe tells the two sides apart at each place, on groups that it was not trained on.
 
-    Every example gives two activations, one for each side; the score of an example is the share of its two that the
-    probe of its fold gets right, so the mean over examples is balanced accuracy and 0.5 is chance. "logistic": features
-    are scaled by the training folds' mean and deviation, with L2 penalty 1/`C`. "difference": along the difference of
-    the means, cut half way. "mass_mean": along Σ⁻¹ of that, Σ the covariance within the sides (Ledoit–Wolf).
+    Every example gives two activations, one for each side. Scores are "correct", the share of its two that the probe of
+    its fold gets right, so that the mean over examples is balanced accuracy and 0.5 is chance; or "margin", how far the
+    two lie on their own sides of the border, on average, in standard deviations of the training margins.
 
     Args:
         sites: a map such as `"L*.resid_post"`, each of whose units has its own probe, or a list of candidates. For maps
             of neurons "difference" is the fast kind.
-        read: positions whose mean activation is a feature vector: by default the task's `read`, and the last token for
-            counterfactual tasks.
-        folds: of whole groups, at most as many as there are groups.
-        seed: of the deal of groups to folds.
+        read: positions whose mean activation is a feature vector, one or several: by default the task's `read`, and the
+            last token for counterfactual tasks.
+        kind: as in `classifiers.fit`: "logistic", "ridge", "difference", "mass_mean", "mlp".
+        control: what to compare with. "shuffled": trained with the sides of half of the examples swapped. "groups",
+            "tokens": trained for and tested on a label that is drawn for each group, or each last token of `read`, and
+            on other examples of the groups or tokens that it was trained on: what this probe can memorise (NaN where
+            the group or token is in no training example). Both drawn labels weigh alike however often each occurs, so
+            that the mean is balanced accuracy; single examples may then score above 1. "untrained": on an untrained
+            twin of the model.
+        draws: of labels, for each of up to ten sets of whole groups, whose scores are averaged. These sets are the
+            control's `groups`: its interval is over sets that were drawn for independently, so it has the scatter
+            between draws in it.
+        folds: of whole groups (of examples for "groups" and "tokens"), at most as many as there are.
+        seed: of the deal to folds, of draws, of the twin and of the network.
         differences: the means of both sides, where they have been made already, at the spans that are asked for.
 
     Returns:
-        `Scores`, unit "accuracy".
+        `Scores`, unit "accuracy" or "sd"; `selectivity` sets them against those of a control.
 
     Raises TaskError with fewer than two groups.
 
     >>> probe(lm, task, "L*.resid_post").mean()  # doctest: +SKIP
     """
-    from sklearn.model_selection import GroupKFold
-
-    _check(kind)
+    check_kind(kind)
+    _check_options(score, control, draws, differences)
+    options = {"kind": kind, "score": score, "folds": parts_of(task, folds), "seed": seed, "C": C}
+    options |= {"hidden": hidden} if kind == "mlp" else {}
     where = places(lm, sites, read, mapped=default_read(task), alone=default_read(task), dictionaries=dictionaries)
-    means = side_means(lm, task, where, differences, batch_size, dictionaries)
-    groups = np.array(task.groups)
-    parts = min(folds, len(set(task.groups)))
-    if parts < 2:
-        raise TaskError(
-            f"a probe is tested on groups that it was not trained on, so two groups and two folds are needed: "
-            f"{task.name} has {len(set(task.groups))} group(s), and folds is {folds}"
-        )
-    split = list(GroupKFold(parts, shuffle=True, random_state=seed).split(groups, groups=groups))
+    model = untrained(lm, seed) if control == "untrained" else lm
+    means = side_means(model, task, where, differences, batch_size, dictionaries)
+    labels = Labels(task, sides(lm, task), control, draws, folds, seed)
     columns = []
     for done, block in enumerate(where.blocks, 1):
-        p, n = (where.vectors(side) for side in means.sides(block))
-        correct = np.empty(p.shape[:2])
-        for train, test in split:
-            correct[test] = _correct(fit(p[train], n[train], kind, C), p[test], n[test])
-        columns.append(correct)
+        x = np.stack([where.vectors(side) for side in means.sides(block)])
+        drawn = [_together(x, made, kind, C, hidden, seed, score) for made in labels.of(block)]
+        columns.append(np.mean(drawn, axis=0))
         if progress is not None:
             progress(done, len(where.blocks))
-    options = {"kind": kind, "folds": parts, "seed": seed} | ({"C": C} if kind == "logistic" else {})
-    return where.scores(where.array(columns), lm, task, sides(lm, task).positive, "probe", "accuracy", options)
+    if control is not None:
+        undefined = int(np.isnan(np.stack(columns)).any(axis=(0, 2)).sum())
+        options |= {"control": control, "draws": draws if labels.is_drawn else 1, "undefined": undefined}
+    array, unit = where.array(columns), "accuracy" if score == "correct" else "sd"
+    found = where.scores(array, lm, task, sides(lm, task).positive, "probe", unit, options)
+    return found.with_(groups=tuple(f"part {part}" for part in labels.parts)) if labels.is_drawn else found
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ProbeResult:
-    """A probe trained on one task and tested on another that shares no group with it.
+def selectivity(scores: Scores, control: Scores) -> Scores:
+    """How much better a probe does than its control, example by example (Hewitt and Liang 2019, arXiv 1909.03368).
 
-    `correct` (example) is the share of each test example's two sides that it gets right, `groups` the groups of these.
-    `direction` (*shape), of length 1, points to the positive side, and is the value of an edit at `site`; the positive
-    side is where x·direction + `bias` > 0. `shuffled` (draw) is the balanced accuracy on the same test examples of
-    probes trained with shuffled labels.
+    Both are of `probe`, the second with a `control`; NaN where either is. The result has the control's groups: where
+    labels were drawn these are the sets of groups that share a draw, so that its interval counts both the examples and
+    the draws. TrimtabError where they are not of the same examples and places.
+
+    >>> selectivity(probe(lm, task), probe(lm, task, control="groups")).interval()  # doctest: +SKIP
     """
-
-    site: Site
-    kind: str
-    read: str
-    correct: np.ndarray
-    groups: tuple[str, ...]
-    direction: np.ndarray
-    bias: float
-    shuffled: np.ndarray
-
-    @property
-    def balanced_accuracy(self) -> float:
-        """The mean over both sides; 0.5 is chance."""
-        return float(self.correct.mean())
-
-    @property
-    def selectivity(self) -> float:
-        """Balanced accuracy less that with shuffled labels."""
-        return self.balanced_accuracy - float(self.shuffled.mean())
-
-    def __repr__(self) -> str:
-        return (
-            f"<ProbeResult {self.kind} at {self.site}: balanced accuracy {self.balanced_accuracy:.2f} on "
-            f"{len(self.correct)} examples, {self.shuffled.mean():.2f} with shuffled labels>"
+    apart = [name for name in ("dims", "coords", "site", "unit") if getattr(scores, name) != getattr(control, name)]
+    if not apart and scores.groups != control.groups and not _nested(scores.groups, control.groups):
+        apart = ["groups"]
+    if apart:
+        raise TrimtabError(
+            f"scores and control differ in {', '.join(apart)}: probe the same task, sites and read twice"
         )
+    options = {**scores.options, "against": dict(control.options)}
+    array = scores.array - control.array
+    return scores.with_(array=array, method="selectivity", options=options, groups=control.groups)
 
 
-def probe_accuracy(
-    lm: LM,
-    train: Task,
-    test: Task,
-    site: Site | str,
-    *,
-    read: str | None = None,
-    kind: Kind = "logistic",
-    C: float = 0.1,
-    shuffles: int = 10,
-    seed: int = 0,
-    batch_size: int = 16,
-    dictionaries: Mapping[str, Dictionary] | None = None,
-) -> ProbeResult:
-    """A probe trained at one site on one task, and how well it does on another, against shuffled labels.
-
-    Arguments as in `probe`; `shuffles` is how many probes are trained with the labels of half of the training examples
-    swapped. Raises TaskError where the two tasks share a group, SiteError for several sites.
-    """
-    _check(kind)
-    if shared := sorted(set(train.groups) & set(test.groups)):
-        raise TaskError(f"{train.name} and {test.name} share the group {shared[0]!r}: use parts of task.split()")
-    found = lm.sites(site)
-    if len(found) != 1:
-        raise SiteError(f"one probe reads one site, and {site} names {len(found)}: use probe for a map")
-    read = default_read(train) if read is None else read
-    options = {"read": read, "batch_size": batch_size, "dictionaries": dictionaries}
-    ours, theirs = (mean_difference(lm, task, found, **options) for task in (train, test))
-    shape = ours.positive[found[0]].shape[1:]
-    p, n, test_p, test_n = (
-        side[found[0]].reshape(len(side[found[0]]), 1, -1)
-        for side in (ours.positive, ours.negative, theirs.positive, theirs.negative)
-    )
-    weight, bias = fit(p, n, kind, C)
-    length = float(np.linalg.norm(weight)) or 1.0
-    rng = np.random.default_rng(seed)
-    shuffled = []
-    for _ in range(shuffles):
-        flip = rng.permutation(np.arange(len(train)) % 2 == 0)[:, None, None]
-        probe_ = fit(np.where(flip, n, p), np.where(flip, p, n), kind, C)
-        shuffled.append(_correct(probe_, test_p, test_n).mean())
-    return ProbeResult(
-        site=found[0],
-        kind=kind,
-        read=str(found[0].at or read),
-        correct=_correct((weight, bias), test_p, test_n)[:, 0],
-        groups=test.groups,
-        direction=(weight[0] / length).reshape(shape).astype(np.float32),
-        bias=float(bias[0]) / length,
-        shuffled=np.array(shuffled),
-    )
+def _nested(fine: Sequence[Label] | None, coarse: Sequence[Label] | None) -> bool:
+    """Whether every group of the first lies whole in one of the second."""
+    return fine is not None and coarse is not None and len(set(zip(fine, coarse, strict=True))) == len(set(fine))
 
 
-def fit(
-    positive: Float[np.ndarray, "example unit d"], negative: Float[np.ndarray, "example unit d"], kind: Kind, C: float
-) -> Linear:
-    """A probe for each unit, from both sides of the training examples."""
-    p, n = positive.astype(np.float64), negative.astype(np.float64)
-    if kind == "logistic":
-        fitted = [_logistic(p[:, unit], n[:, unit], C) for unit in range(p.shape[1])]
-        return np.stack([w for w, _ in fitted]), np.array([b for _, b in fitted])
-    weight = p.mean(0) - n.mean(0)
-    if kind == "mass_mean":
-        weight = np.stack([_whitened(p[:, unit], n[:, unit], w) for unit, w in enumerate(weight)])
-    return weight, -np.einsum("ud,ud->u", (p.mean(0) + n.mean(0)) / 2, weight)
+def _together(
+    x: np.ndarray, made: Sequence[Drawn], kind: Kind, C: float, hidden: int, seed: int, score: Score
+) -> Float[np.ndarray, "example unit"]:
+    """One draw: every example under the labels of its part."""
+    out = np.full(x.shape[1:3], np.nan)
+    for drawn in made:
+        rows = np.concatenate([test for _, test in drawn.split])
+        out[rows] = drawn.scores(x, lambda r, y: fit(r, y, kind, C=C, hidden=hidden, seed=seed), score)[rows]
+    return out
 
 
-def _logistic(p: np.ndarray, n: np.ndarray, C: float) -> tuple[np.ndarray, float]:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(np.concatenate([p, n]))
-    x = scaler.transform(np.concatenate([p, n]))
-    model = LogisticRegression(C=C, max_iter=2000).fit(x, np.repeat([1, 0], [len(p), len(n)]))
-    weight = model.coef_[0] / scaler.scale_
-    return weight, float(model.intercept_[0] - weight @ scaler.mean_)
-
-
-def _whitened(p: np.ndarray, n: np.ndarray, difference: np.ndarray) -> np.ndarray:
-    from sklearn.covariance import LedoitWolf
-
-    within = np.concatenate([p - p.mean(0), n - n.mean(0)])
-    covariance = LedoitWolf(assume_centered=True).fit(within).covariance_
-    return np.linalg.lstsq(covariance, difference, rcond=None)[0]
-
-
-def _correct(probe_: Linear, p: np.ndarray, n: np.ndarray) -> Float[np.ndarray, "example unit"]:
-    """The share of each example's two sides that is on its side; on the line counts half."""
-    weight, bias = probe_
-    right, wrong = (np.sign(np.einsum("eud,ud->eu", side.astype(np.float64), weight) + bias) for side in (p, n))
-    return (2 + right - wrong) / 4
-
-
-def _check(kind: str) -> None:
-    kinds: Sequence[str] = ("logistic", "difference", "mass_mean")
-    if kind not in kinds:
-        raise TrimtabError(f'no probe "{kind}"{nearest(str(kind), kinds)}: there are {", ".join(kinds)}')
+def _check_options(score: str, control: str | None, draws: int, differences: MeanDifference | None) -> None:
+    for name, value, known in (("score", score, get_args(Score)), ("control", control, get_args(Control))):
+        if value is not None and value not in known:
+            raise TrimtabError(f'{name} is one of {", ".join(known)}, got "{value}"{nearest(str(value), known)}')
+    if draws < 1:
+        raise TrimtabError(f"draws is how many times labels are drawn, at least 1, got {draws}")
+    if control == "untrained" and differences is not None:
+        raise TrimtabError(
+            "these differences are of the model itself, and an untrained one is asked for: leave them out"
+        )

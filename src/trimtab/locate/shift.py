@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from trimtab.locate.sweep import Exact, Progress, Variants, sweep
+from trimtab.locate.plans import plan_shift, planned_by
+from trimtab.locate.sweep import Exact, Progress, Variants, intervenes, sweep
 from trimtab.locate.units import mean_differences, places
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
 
 
+@planned_by(plan_shift)
+@intervenes
 def shift(
     lm: LM,
     task: Task,

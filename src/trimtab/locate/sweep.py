@@ -1,77 +1,14 @@
-"""Many interventions on what a task is measured on, a few prompts at a time: the engine behind every exact method here.
+"""The sweep behind every exact method here; it lives where `evaluate.verify` can use it too."""
 
-The base run and the runs that values are taken from are held for one batch of prompts and no more.
-"""
+from trimtab.evaluate.sweep import (
+    Exact,
+    Make,
+    Progress,
+    Variants,
+    does_intervene,
+    intervenes,
+    sweep,
+    window_around,
+)
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
-
-import numpy as np
-import torch
-from jaxtyping import Float
-
-from trimtab.model.edits import Source
-from trimtab.model.prompts import Prompts
-from trimtab.model.protocols import Dictionary
-from trimtab.tasks.means import batches
-from trimtab.tasks.measure import Measure
-from trimtab.values.edit import Edit
-from trimtab.values.site import Site
-
-if TYPE_CHECKING:
-    from trimtab.model.lm import LM
-
-Exact = Literal["fast", "naive"]
-Progress = Callable[[int, int], None]
-Variants = Sequence[Edit | Sequence[Edit]]
-Make = Callable[[list[int], Prompts], tuple[Variants, Mapping[str, Source]]]
-"""(rows, their prompts) -> the variants, as many for every batch, and the runs that they take values from."""
-
-
-def sweep(
-    lm: LM,
-    measured: Measure,
-    make: Make,
-    tensors: Sequence[Site],
-    *,
-    exact: Exact = "fast",
-    batch_size: int = 16,
-    dictionaries: Mapping[str, Dictionary] | None = None,
-    progress: Progress | None = None,
-) -> Float[np.ndarray, "example variant"]:
-    """The change of a task's number that each variant makes, in the readout's unit.
-
-    `tensors` are the sites that are edited, which are held for a batch; `progress(done, total)` counts variants times
-    prompts.
-    """
-    entries = 2 * sum(int(np.prod(lm.shape(site))) for site in tensors)
-    changes: torch.Tensor | None = None
-    done, rows_in_all = 0, len(measured.prompts)
-    for rows in batches(measured.prompts, entries, batch_size):
-        prompts = measured.prompts.rows(rows, trim=True)
-        variants, runs = make(rows, prompts)
-        cells = len(variants) * len(rows)
-
-        def report(now: int, total: int, before: int = done, cells: int = cells, n: int = len(variants)) -> None:
-            if progress is not None and total:
-                progress(before + now * cells // total, n * rows_in_all)
-
-        found = lm.counterfactuals(
-            prompts,
-            variants,
-            measured.readout.of_rows(rows),
-            runs=runs,
-            dictionaries=dictionaries,
-            exact=exact,
-            progress=report,
-        )
-        if changes is None:
-            changes = torch.zeros(len(variants), rows_in_all, dtype=torch.float64)
-        changes[:, rows] = found.effects.double().cpu()
-        done += cells
-        if progress is not None:
-            progress(done, len(variants) * rows_in_all)
-    assert changes is not None
-    return measured.per_example(changes).T
+__all__ = ["Exact", "Make", "Progress", "Variants", "does_intervene", "intervenes", "sweep", "window_around"]

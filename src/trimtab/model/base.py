@@ -18,9 +18,12 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from trimtab.errors import ModelError
+from trimtab.model.edits import Source
 from trimtab.model.hooks import Step
 from trimtab.model.prompts import Prompts
+from trimtab.model.protocols import Dictionary
 from trimtab.model.run import Stop, reader
+from trimtab.model.steps import Edits
 from trimtab.values.site import Site
 
 if TYPE_CHECKING:
@@ -119,10 +122,18 @@ class BaseRun:
         return part if rows is None or len(part) == 1 else part[rows.to(part.device)]
 
 
-def base_run(lm: LM, prompts: Prompts, sites: Iterable[Site]) -> BaseRun:
+def base_run(
+    lm: LM,
+    prompts: Prompts,
+    sites: Iterable[Site],
+    edit: Edits = None,
+    runs: Mapping[str, Source] | None = None,
+    dictionaries: Mapping[str, Dictionary] | None = None,
+) -> BaseRun:
     """One forward pass up to the last block, keeping these sites, keys and values, and every block's arguments.
 
-    Raises `ModelError` when a block is called with something that cannot be cut to a suffix.
+    `edit` is on during the pass, with `runs` and `dictionaries` as in `lm.run`. Raises `ModelError` when a block is
+    called with something that cannot be cut to a suffix.
     """
     found: dict[Site, Tensor] = {}
     wanted = set(sites)
@@ -140,7 +151,7 @@ def base_run(lm: LM, prompts: Prompts, sites: Iterable[Site]) -> BaseRun:
 
     cache = DynamicCache()
     try:
-        with torch.no_grad(), lm.hooked(prompts, None, None, None, [*steps, Step(last, look=stop)]):
+        with torch.no_grad(), lm.hooked(prompts, edit, runs, dictionaries, [*steps, Step(last, look=stop)]):
             options = {"position_ids": prompts.position_ids} if lm.takes_positions else {}
             lm.hf(input_ids=prompts.ids, attention_mask=prompts.mask, past_key_values=cache, use_cache=True, **options)
     except Stop:
@@ -162,7 +173,7 @@ def base_run(lm: LM, prompts: Prompts, sites: Iterable[Site]) -> BaseRun:
         assert layer.keys is not None and layer.values is not None  # noqa: PT018
         keys[i], values[i] = layer.keys, layer.values
     if core:
-        found |= lm.run(prompts, core, logits=False).activations
+        found |= lm.run(prompts, core, edit, logits=False, runs=runs, dictionaries=dictionaries).activations
     return BaseRun(lm, prompts, found, calls, keys, values)
 
 

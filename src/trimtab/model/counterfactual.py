@@ -27,6 +27,7 @@ from trimtab.model.memory import out_of_memory
 from trimtab.model.plan import Plan
 from trimtab.model.protocols import Dictionary, Readout
 from trimtab.model.provenance import Call, about
+from trimtab.model.steps import Edits
 from trimtab.model.wavefront import Wavefront
 from trimtab.model.work import Variant, Work, cells_of, kept_sites, may_differ, naive_plan, plan_of, prepare
 from trimtab.values.content import digest_of
@@ -74,6 +75,7 @@ def counterfactuals(
     *,
     runs: Mapping[str, Source] | None = None,
     dictionaries: Mapping[str, Dictionary] | None = None,
+    base: Edits = None,
     exact: Literal["fast", "naive"] = "fast",
     memory: float | None = None,
     progress: Progress | None = None,
@@ -81,17 +83,17 @@ def counterfactuals(
     """What the model would have said, for each variant and row, had these things been different.
 
     `variants`: each one edit or several; values may come from `runs` by name, and from the base run itself as
-    `Ref("base")` (freezing). `memory`: bytes that batches may take beyond the model (a share of what is free by
-    default); when memory runs out, batches are halved and the sweep goes on. `progress(done, total)` is called with
-    cells.
+    `Ref("base")` (freezing). `base`: edits of `embed` that are on in the base run and in every variant, before its own.
+    `memory`: bytes that batches may take beyond the model (a share of what is free by default); when memory runs out,
+    batches are halved and the sweep goes on. `progress(done, total)` is called with cells.
 
     Raises `EditError` for an edit that does not fit, `SiteError` for an address that does not exist.
     """
     if exact not in ("fast", "naive"):
         raise EditError(f'exact is "fast" or "naive", got {exact!r}{nearest(str(exact), ("fast", "naive"))}')
-    work = prepare(lm, prompts, variants, readout, runs, dictionaries)
-    listed, asked = work.variants, work.readout  # and not `work`, which holds whole runs
-    made = Call(lm, work.prompts, "counterfactuals", lambda: _options(listed, asked, exact), runs=work.runs)
+    work = prepare(lm, prompts, variants, readout, runs, dictionaries, base)
+    listed, asked, corrupted = work.variants, work.readout, work.base  # and not `work`, which holds whole runs
+    made = Call(lm, work.prompts, "counterfactuals", lambda: _options(listed, asked, exact, corrupted), runs=work.runs)
     try:
         done = _naive(lm, work, progress) if exact == "naive" else _fast(lm, work, memory, progress)
     except (RuntimeError, MemoryError) as error:
@@ -104,9 +106,12 @@ def counterfactuals(
     return replace(done, made=made)
 
 
-def _options(variants: Sequence[tuple[Edit, ...]], readout: Readout, exact: str) -> dict[str, object]:
+def _options(
+    variants: Sequence[tuple[Edit, ...]], readout: Readout, exact: str, base: Sequence[Edit]
+) -> dict[str, object]:
     """What was asked for: of the variants their number and the digest of all their edits."""
     known = {"variants": len(variants), "digest": digest_of(list(variants)), "exact": exact}
+    known |= {"base": [str(edit) for edit in base]} if base else {}
     return {"readout": about(readout), **known}
 
 
@@ -142,7 +147,7 @@ def plan(
     Returns a `Plan`, which prints cells, forward passes and memory; raises as `counterfactuals` does.
     """
     work = prepare(lm, prompts, variants, readout, runs, dictionaries)
-    reason = _no_shortcut(lm)
+    reason = no_shortcut(lm)
     if reason is not None:
         return naive_plan(lm, work, (f"computed by whole forward passes: {reason}",))
     compiler = lm.compiler(work.prompts, work.runs, work.dictionaries)
@@ -156,13 +161,15 @@ def plan(
 
 def _base(lm: LM, work: Work) -> BaseRun:
     """The base run; `ModelError` says why no shortcut may be taken."""
-    reason = _no_shortcut(lm)
+    reason = no_shortcut(lm)
     if reason is not None:
         raise ModelError(reason)
-    return base_run(lm, work.prompts, kept_sites(lm.anatomy, work))
+    return base_run(lm, work.prompts, kept_sites(lm.anatomy, work), work.base, work.runs, work.dictionaries)
 
 
-def _no_shortcut(lm: LM) -> str | None:
+def no_shortcut(lm: LM) -> str | None:
+    """Why nothing may be computed on a suffix of the columns, from a base run, in this model as it is now; None where
+    it may."""
     if any(block.edits for block in lm.active):
         return "the model is inside lm.edited"
     if lm.attention not in ("sdpa", "eager"):
@@ -175,7 +182,8 @@ def _no_shortcut(lm: LM) -> str | None:
 
 def _naive(lm: LM, work: Work, progress: Progress | None) -> Counterfactuals:
     """One whole forward pass over all rows for each variant, and one for the base."""
-    base = lm.run(work.prompts, kept_sites(lm.anatomy, work) if work.uses_base() else ())
+    kept = kept_sites(lm.anatomy, work) if work.uses_base() else ()
+    base = lm.run(work.prompts, kept, work.base, runs=work.runs, dictionaries=work.dictionaries)
     assert base.logits is not None
     variants, n = work.shape
     values = []
@@ -193,6 +201,7 @@ def _naive(lm: LM, work: Work, progress: Progress | None) -> Counterfactuals:
 def _whole(lm: LM, work: Work, variant: int, base: Source) -> Tensor:
     """A variant's readout (row …) from a whole forward pass."""
     runs = {"base": base} | work.runs
-    run = lm.run(work.prompts, edit=work.variants[variant], runs=runs, dictionaries=work.dictionaries)
+    edits = (*work.base, *work.variants[variant])
+    run = lm.run(work.prompts, edit=edits, runs=runs, dictionaries=work.dictionaries)
     assert run.logits is not None
     return work.read(run.logits, torch.arange(work.prompts.batch, device=lm.device))

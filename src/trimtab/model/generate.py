@@ -23,18 +23,20 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from trimtab.errors import EditError, PromptError, nearest
+from trimtab.errors import EditError, PromptError, SiteError, nearest
 from trimtab.model.edits import Source
 from trimtab.model.frame import Frame
 from trimtab.model.prompts import Prompts, SpanLike
 from trimtab.model.protocols import Dictionary
 from trimtab.model.provenance import Call
+from trimtab.model.run import reader
 from trimtab.model.steps import edit_steps, spelled_out
 from trimtab.model.weights import patched
 from trimtab.values.provenance import Provenance
+from trimtab.values.site import Site
 
 if TYPE_CHECKING:
-    from trimtab.model.lm import LM, Edits, Text
+    from trimtab.model.lm import LM, Edits, Reads, Text
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +69,15 @@ class Generation:
 
 @dataclass(frozen=True)
 class Piece:
-    """One step of a stream: the token of every row (None once a row has ended) and the text it completes."""
+    """One step of a stream: the token of every row (None once a row has ended) and the text it completes.
+
+    `read` holds what the pass of this step saw for the first time at the sites that were asked for, (batch pos unit …)
+    for each: in the first piece the columns of the prompts (padded on the left), then the token of the piece before.
+    """
 
     ids: tuple[int | None, ...]
     texts: tuple[str, ...]
+    read: Mapping[Site, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
 
 class Options(TypedDict, total=False):
@@ -88,6 +95,9 @@ class Options(TypedDict, total=False):
     text in every row, a list of seeds, one for each row, different ones."""
     stop: str | Sequence[str]
     """Texts that end a row where they appear."""
+    read: Reads
+    """Sites to look at on the way (`stream` only): see `Piece.read`. Then there is one more piece, without tokens, for
+    what the model makes of the last ones, which nothing else would need to read."""
     cache: bool
     """Keep keys and values (True); False runs the whole text at every step, to compare with."""
     runs: Mapping[str, Source] | None
@@ -111,6 +121,8 @@ def generate(lm: LM, prompts: Text, edit: Edits = None, **options: Unpack[Option
 
     Raises `PromptError` for options out of range, `EditError` and `SiteError` for edits that do not fit.
     """
+    if "read" in options:
+        raise PromptError("what is read comes piece by piece: use lm.stream(…, read=…), or lm.run on the finished text")
     steps = _Steps(lm, prompts, options)
     rows: list[list[int]] = [[] for _ in range(steps.prompts.batch)]
     for piece in steps.run(edit):
@@ -147,11 +159,13 @@ class _Steps:
             raise PromptError(
                 f"max_new_tokens must be at least 1 and temperature at least 0, got {self.most} and {self.temperature}"
             )
-        positions, needed = lm.positions, self.prompts.width + self.most - 1  # the last token of all is not read
-        if positions is not None and needed > positions:
+        self.reads = _readable(lm, options.get("read", ()))
+        # the last token of all goes through the model only where something is read at it
+        positions, room = lm.positions, 0 if self.reads else 1
+        if positions is not None and self.prompts.width + self.most - room > positions:
             raise PromptError(
                 f"the longest prompt has {self.prompts.width} tokens, and {lm.name} has {positions} positions: "
-                f"max_new_tokens is at most {positions - self.prompts.width + 1} here, got {self.most}"
+                f"max_new_tokens is at most {positions - self.prompts.width + room} here, got {self.most}"
             )
         stop = options.get("stop", ())
         self.stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -184,7 +198,11 @@ class _Steps:
         compiled = lm.compile(intervention.edits, prompts, options.get("runs"), options.get("dictionaries"), self.given)
         steps = edit_steps(compiled, lm.anatomy)
         frame = Frame.whole(prompts)
-        for left in range(self.most - 1, -1, -1):
+        read: dict[Site, Tensor] = {}
+        known = 0
+        dictionaries = options.get("dictionaries") or {}
+        steps += [reader(site, lm.anatomy, prompts, dictionaries, read, set()) for site in self.reads]
+        for left in range(self.most - 1, -1 - bool(self.reads), -1):
             length = ids.shape[1] - start
             frame = Frame(prompts, prompts.batch, start, length, ids=ids, held=frame.held, given=self.given)
             if tuple(lm.active) != self.blocks:
@@ -194,14 +212,29 @@ class _Steps:
             # between steps, while the caller has the piece, the model is as it was
             with torch.no_grad(), patched(lm.hf, intervention.patches), lm.on(steps, frame):
                 logits = _forward(lm, ids[:, start:], mask, start, store)
+            seen, known = {site: values[:, known - start :] for site, values in read.items()}, ids.shape[1]
+            if left < 0 or all(row.done for row in rows):  # this pass was for what is read of the last tokens
+                yield Piece((None,) * len(rows), ("",) * len(rows), seen)
+                return
             new = pick(ids, mask, logits)
             pieces = [row.take(token, left == 0) for row, token in zip(rows, new.tolist(), strict=True)]
-            yield Piece(tuple(p[0] for p in pieces), tuple(p[1] for p in pieces))
-            if all(row.done for row in rows):
+            yield Piece(tuple(p[0] for p in pieces), tuple(p[1] for p in pieces), seen)
+            if not self.reads and all(row.done for row in rows):
                 return
             start = 0 if store is None else ids.shape[1]
             ids = torch.cat([ids, new[:, None].to(ids.device)], dim=1)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+
+
+def _readable(lm: LM, read: Reads) -> list[Site]:
+    """The sites of a selection. SiteError for one that has not one value for each column of a pass."""
+    sites = lm.sites(read)
+    for site in sites:
+        if site.at is not None:
+            raise SiteError(f"{site}: every new token is read: leave the positions out, {site.with_(at=None)}")
+        if site.base.name in ("rot_k", "scores", "pattern", "final", "logits"):
+            raise SiteError(f"{site} is not read while text is generated: run the finished text and read it there")
+    return sites
 
 
 def _check_ranges(options: Options) -> None:

@@ -6,7 +6,7 @@ taken of the sum over rows: rows do not mix, so each row's entries are its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -65,12 +65,87 @@ def gradients(
     Raises `SiteError` for a site that the readout does not depend on or that is given with positions or units, and
     `EditError` for a readout that does not give one number for each row.
     """
+    wanted = lm.sites(sites)
+    with trace(lm, prompts, readout, wanted, edit=edit, runs=runs, dictionaries=dictionaries) as traced:
+        found = traced.gradients(wanted)
+        return Gradients(traced.value, traced.activations(wanted), traced.run(found), traced.made)
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A forward pass whose graph is kept, so that gradients can be taken of it more than once.
+
+    `number` (row) is the readout's; `held` has the model's own tensor at each site, and how the site lies in it.
+    """
+
+    prompts: Prompts
+    number: Tensor
+    logits: Tensor
+    held: Mapping[Site, tuple[Tensor, Tap]]
+    edited: bool
+    made: Call
+
+    @property
+    def value(self) -> Tensor:
+        """(row) without its graph."""
+        return self.number.detach()
+
+    def activations(self, sites: Sequence[Site]) -> Run:
+        """What passed at the sites."""
+        batch, width = self.prompts.batch, self.prompts.width
+        tensors = {site: self.held[site] for site in sites}
+        found = {site: tap.layout.read(raw.detach(), batch, width) for site, (raw, tap) in tensors.items()}
+        return Run(self.prompts, self.logits.detach(), found, self.edited, made=self.made)
+
+    def gradients(
+        self, sites: Sequence[Site], start: tuple[Site, Tensor] | None = None, keep: bool = False
+    ) -> dict[Site, Tensor | None]:
+        """The number's gradient at the model's own tensors; None where nothing of it arrives.
+
+        `start` = (site, gradient at its tensor) goes back from there instead of from the number. `keep` keeps the graph
+        for another time.
+        """
+        top, given = (
+            (self.number, torch.ones_like(self.number)) if start is None else (self.held[start[0]][0], start[1])
+        )
+        tensors = [self.held[site][0] for site in sites]
+        grads = torch.autograd.grad(top, tensors, given, allow_unused=True, retain_graph=keep)
+        return dict(zip(sites, grads, strict=True))
+
+    def run(self, gradients: Mapping[Site, Tensor | None]) -> Run:
+        """Gradients of the model's own tensors as those of the sites, (batch pos unit …), zero at pads."""
+        batch, width = self.prompts.batch, self.prompts.width
+        real = self.prompts.mask.bool()
+        found: dict[Site, Tensor] = {}
+        for site, grad in gradients.items():
+            raw, tap = self.held[site]
+            if grad is None:
+                part = torch.zeros_like(tap.layout.read(raw.detach(), batch, width))
+            else:
+                part = tap.layout.gradient(grad, batch, width)
+            mask = real.to(part.device)
+            found[site] = part if bool(mask.all()) else part * mask.view(*mask.shape, *[1] * (part.ndim - 2))
+        return Run(self.prompts, None, found, self.edited, made=self.made)
+
+
+@contextmanager
+def trace(
+    lm: LM,
+    prompts: Text,
+    readout: Readout,
+    wanted: Sequence[Site],
+    *,
+    edit: Edits = None,
+    runs: Mapping[str, Source] | None = None,
+    dictionaries: Mapping[str, Dictionary] | None = None,
+) -> Iterator[Traced]:
+    """The forward pass of `gradients`, with what it raises; patched weights stay for as long as the block lasts, as the
+    way back goes through them too."""
     prompts = lm.prompts(prompts)
     if not readout.differentiable:
         raise EditError(
             f"{readout.name} moves in steps, so its gradient says nothing: read a log probability or a logit difference"
         )
-    wanted = lm.sites(sites)
     for site in wanted:
         if site.view is not None:
             raise SiteError(
@@ -88,32 +163,15 @@ def gradients(
     held: dict[Site, tuple[Tensor, Tap]] = {}
     steps = [Step(site, look=_holder(site, held)) for site in wanted]
     hooked = lm.hooked(prompts, intervention, runs, dictionaries, steps)
-    with _frozen(lm), torch.enable_grad(), hooked:
+    with frozen(lm), torch.enable_grad(), hooked:
         logits = lm.call(prompts).logits
         value = _number(readout, logits, prompts)
         if not value.requires_grad:
             raise SiteError(
                 f"{readout.name} does not depend on {', '.join(map(str, wanted[:3]))}: nothing to differentiate"
             )
-        grads = torch.autograd.grad(value.sum(), [held[site][0] for site in wanted], allow_unused=True)
-    batch, width = prompts.batch, prompts.width
-    real = prompts.mask.bool()
-    activations: dict[Site, Tensor] = {}
-    found: dict[Site, Tensor] = {}
-    for site, grad in zip(wanted, grads, strict=True):
-        tensor, tap = held[site]
-        activations[site] = tap.layout.read(tensor.detach(), batch, width)
-        part = torch.zeros_like(activations[site]) if grad is None else tap.layout.gradient(grad, batch, width)
-        mask = real.to(part.device)
-        found[site] = part if bool(mask.all()) else part * mask.view(*mask.shape, *[1] * (part.ndim - 2))
-    made = Call(lm, prompts, "gradients", options, edit=intervention or None, runs=runs)
-    edited = bool(intervention) or bool(lm.active)
-    return Gradients(
-        value.detach(),
-        Run(prompts, logits.detach(), activations, edited, made=made),
-        Run(prompts, None, found, edited, made=made),
-        made,
-    )
+        made = Call(lm, prompts, "gradients", options, edit=intervention or None, runs=runs)
+        yield Traced(prompts, value, logits, held, bool(intervention) or bool(lm.active), made)
 
 
 def _holder(site: Site, held: dict[Site, tuple[Tensor, Tap]]) -> Look:
@@ -147,8 +205,14 @@ def _number(readout: Readout, logits: Tensor, prompts: Prompts) -> Tensor:
     return value
 
 
+def readout_value(readout: Readout, run: Run) -> Tensor:
+    """(row) a readout's number of a run that has its logits. EditError where it does not give one for each row."""
+    assert run.logits is not None
+    return _number(readout, run.logits, run.prompts)
+
+
 @contextmanager
-def _frozen(lm: LM) -> Iterator[None]:
+def frozen(lm: LM) -> Iterator[None]:
     """Parameters do not require gradients inside."""
     trained = [p for p in lm.hf.parameters() if p.requires_grad]
     for parameter in trained:

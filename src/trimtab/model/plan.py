@@ -110,5 +110,5 @@ def _size(n: float) -> str:
 
 def first_columns(moved: Tensor) -> list[int | None]:
     """The first true column of each row (row column), None where there is none."""
-    some, first = moved.any(1).tolist(), moved.int().argmax(1).tolist()
+    some, first = moved.any(1).tolist(), moved.byte().argmax(1).tolist()
     return [f if s else None for s, f in zip(some, first, strict=True)]

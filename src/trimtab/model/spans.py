@@ -53,6 +53,10 @@ def covered(start: int, end: int, text: str, offsets: Sequence[tuple[int, int]])
     return tuple(token for token, (first, last) in enumerate(offsets) if first < end and last > start and first < last)
 
 
+RELATIVE = ("first", "middle", "last", "next", "further")
+"""Parts that any span has: "subject_first" is the first token of "subject", unless a span of that name is there."""
+
+
 def meant(scope: Scope, row: int, length: int, spans: Mapping[str, Positions]) -> Sequence[int]:
     """The positions that an index, a slice or a span name means in a row of `length` tokens. PromptError for none.
 
@@ -73,12 +77,38 @@ def meant(scope: Scope, row: int, length: int, spans: Mapping[str, Positions]) -
             raise PromptError(f'the slice "{scope}" covers nothing of row {row}, which has {length} tokens')
         return positions
     name = str(scope.name)
-    if name not in spans:
-        raise PromptError(
-            f'there is no span "{name}"{nearest(name, spans)}: these prompts have {", ".join(spans)}; '
-            "name others with spans={…}"
-        )
-    return spans[name][row]
+    if name in spans:
+        return spans[name][row]
+    whole, _, part = name.rpartition("_")
+    if whole in spans and part in RELATIVE:
+        return relative(part, spans[whole][row], length)
+    raise PromptError(
+        f'there is no span "{name}"{nearest(name, spans)}: these prompts have {", ".join(spans)}; '
+        f"name others with spans={{…}}, or take a part of one: {', '.join(f'NAME_{part}' for part in RELATIVE)}"
+    )
+
+
+def relative(part: str, span: Sequence[int], length: int) -> tuple[int, ...]:
+    """Positions relative to those of a span, in a row of `length` tokens: one of `RELATIVE`, perhaps of no token.
+
+    Its first, middle and last token, the "next" one, and those that follow "further", which never reach the last token
+    of the row: that is the span "end".
+
+    >>> [relative(part, (1, 2, 3), length=8) for part in RELATIVE]
+    [(1,), (2,), (3,), (4,), (5, 6)]
+    """
+    if not span:
+        return ()
+    first, last = min(span), max(span)
+    following = tuple(range(last + 1, length - 1))
+    parts = {
+        "first": (first,),
+        "middle": tuple(sorted(span))[1:-1],
+        "last": (last,),
+        "next": following[:1],
+        "further": following[1:],
+    }
+    return parts[part]
 
 
 def _check_name(name: str) -> None:

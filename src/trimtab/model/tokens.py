@@ -135,13 +135,51 @@ def strings(tokenizer: PreTrainedTokenizerBase | None, rows: Iterable[Sequence[i
     return tuple(tuple(text(token) for token in row) for row in rows)
 
 
+ANCHORS = ("\n", ":", "a", "0")
+"""Texts that others are tokenised after, where a tokenizer puts a space of its own before every text."""
+SPACES = "▁Ġ"
+"""How a space is written within a token."""
+
+
+def continuations(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text as one that goes on from another: nothing is put before it.
+
+    Tokenizers of the SentencePiece kind put a space before whatever they are given (" Paris" alone is then two tokens,
+    "▁" and "▁Paris"). Such a text is tokenised after another one, whose tokens are taken off again.
+    """
+    rows = _plainly(tokenizer, texts)
+    left = [i for i, (text, row) in enumerate(zip(texts, rows, strict=True)) if _spaces(tokenizer, row, text) > 0]
+    for anchor in ANCHORS:
+        if not left:
+            break
+        before, *joint = _plainly(tokenizer, [anchor, *(anchor + texts[i] for i in left)])
+        for i, row in zip(tuple(left), joint, strict=True):
+            tail = row[len(before) :]
+            if row[: len(before)] == before and tail and _spaces(tokenizer, tail, texts[i]) == 0:
+                rows[i] = tail
+                left.remove(i)
+    return rows
+
+
+def _plainly(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    return [list(row) for row in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+
+
+def _spaces(tokenizer: PreTrainedTokenizerBase, row: Sequence[int], text: str) -> int:
+    """How many more spaces the tokens of a text begin with than the text itself."""
+    written = "".join(piece for piece in tokenizer.convert_ids_to_tokens(list(row)) if isinstance(piece, str))
+    return (len(written) - len(written.lstrip(SPACES))) - (len(text) - len(text.lstrip(" " + SPACES)))
+
+
 def single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     """The id of the one token that `text` is. PromptError, showing the tokens, where it is several or none."""
     if not isinstance(text, str) or not text:
         raise PromptError(f"one token is needed, got {text!r}: give a word with its leading space, such as ' Paris'")
 
     def ids(words: str) -> list[int]:
-        return list(tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"])
+        return continuations(tokenizer, [words])[0]
 
     found = ids(text)
     if len(found) == 1:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from trimtab.model.alike import Alike, alike
 from trimtab.model.base import BaseRun
 from trimtab.model.edits import Compiled
 from trimtab.model.frame import Frame
@@ -51,9 +52,16 @@ class Wavefront:
         self.memory = budget(lm, memory)
         self.last = Site("resid_post", lm.anatomy.n_layers - 1)
         compiler = lm.compiler(work.prompts, {"base": base} | work.runs, work.dictionaries)
-        work.compiled = [compiler(edit) for edit in work.unique]
+        bundles, together = alike(work.unique, compiler)
+        work.compiled = [None if n in together else compiler(edit) for n, edit in enumerate(work.unique)]
         frame = Frame.whole(work.prompts)
         moved = [self._moved(edit, c, frame) for edit, c in zip(work.unique, work.compiled, strict=True)]
+        self.bundle = {number: bundle for bundle in bundles for number in bundle.units}
+        for bundle in bundles:
+            known = may_differ(lm, work.unique[next(iter(bundle.units))], work)
+            each = bundle.moved(base.whole(bundle.whole.site.whole), frame).cpu() & known[..., None]
+            for number, unit in bundle.units.items():
+                moved[number] = each[..., unit]
         self.cells, naive = cells_of(lm.anatomy, work, moved)
         self.plan: Plan = plan_of(lm, work, self.cells, naive, memory, ())
 
@@ -160,10 +168,13 @@ class Wavefront:
         sweeps: dict[Site, Sweep] = {}
         for variant in variants:
             for number in self.work.members[variant]:
-                compiled = self.work.compiled[number]
-                if compiled is not None:
+                compiled, bundle = self.work.compiled[number], self.bundle.get(number)
+                if bundle is not None:
+                    sweep = sweeps.setdefault(bundle.whole.site.whole, Sweep())
+                    sweep.edits.setdefault(variant, []).append((bundle, bundle.units[number]))
+                elif compiled is not None:
                     sweep = sweeps.setdefault(compiled.site.whole, Sweep())
-                    sweep.edits.setdefault(variant, []).append(compiled)
+                    sweep.edits.setdefault(variant, []).append((compiled, 0))
         return sweeps
 
     def _read_out(self, resid: Tensor, rows: Tensor, start: int) -> Tensor:
@@ -184,22 +195,30 @@ class Wavefront:
 class Sweep:
     """The edits of many variants at one site, applied to the rows of a frame that are theirs."""
 
-    edits: dict[int, list[Compiled]] = field(default_factory=dict)
+    edits: dict[int, list[tuple[Compiled | Alike, int]]] = field(default_factory=dict)
+    """Of each variant its edits in order; of those that go together with others, the unit too."""
 
     def change(self, x: Tensor, frame: Frame) -> Tensor:
         """The tensor (row pos unit …) with each row's edits, in its variant's order; `x` itself where there is none."""
         assert frame.variants is not None
-        jobs: dict[tuple[int, int], tuple[Compiled, list[int]]] = {}
+        jobs: dict[tuple[int, int], tuple[Compiled | Alike, list[int], list[int]]] = {}
         for row, variant in enumerate(frame.variants.tolist()):
-            for rank, compiled in enumerate(self.edits.get(variant, ())):
-                jobs.setdefault((rank, id(compiled)), (compiled, []))[1].append(row)
+            for rank, (edit, unit) in enumerate(self.edits.get(variant, ())):
+                _, rows, units = jobs.setdefault((rank, id(edit)), (edit, [], []))
+                rows.append(row)
+                units.append(unit)
         if not jobs:
             return x
         y = x.clone()
-        for _, (compiled, rows) in sorted(jobs.items(), key=lambda job: job[0][0]):
-            if len(rows) == len(x):
-                y = compiled.apply(y, frame)
-                continue
+        for _, (edit, rows, units) in sorted(jobs.items(), key=lambda job: job[0][0]):
             at = torch.tensor(rows, device=x.device)
-            y[at] = compiled.apply(y[at], frame.pick(at))
+            part, shown = (y, frame) if len(rows) == len(x) else (y[at], frame.pick(at))
+            if isinstance(edit, Alike):
+                new = edit.apply(part, shown, torch.tensor(units, device=x.device))
+            else:
+                new = edit.apply(part, shown)
+            if part is y:
+                y = new
+            else:
+                y[at] = new
         return y

@@ -7,7 +7,7 @@ computed are found. Nothing here runs a model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from trimtab.model.plan import Cell, Plan, first_columns
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary, Readout
 from trimtab.model.run import Run
-from trimtab.model.steps import spelled_out
+from trimtab.model.steps import Edits, spelled_out
 from trimtab.values.edit import Edit, Intervention, Ref
 from trimtab.values.site import Site
 
@@ -49,6 +49,8 @@ class Work:
     dictionaries: Mapping[str, Dictionary]
     readout: Readout
     columns: Tensor
+    base: tuple[Edit, ...] = ()
+    """Edits of `embed` that are on in the base run and in every variant."""
     compiled: list[Compiled | None] = field(default_factory=list)
 
     @property
@@ -74,6 +76,7 @@ def prepare(
     readout: Readout,
     runs: Mapping[str, Source] | None,
     dictionaries: Mapping[str, Dictionary] | None,
+    base: Edits = None,
 ) -> Work:
     """Variants as lists of numbered edits; the same edit object in several variants is one edit."""
     prompts = lm.prompts(prompts)
@@ -99,8 +102,26 @@ def prepare(
     if not listed:
         raise EditError("no variants were given: give at least one edit, or a list of edits for each variant")
     return Work(
-        prompts, listed, unique, members, dict(runs or {}), dictionaries or {}, readout, readout.columns(prompts)
+        prompts,
+        listed,
+        unique,
+        members,
+        dict(runs or {}),
+        dictionaries or {},
+        readout,
+        readout.columns(prompts),
+        _of_embeddings(_edits(spelled_out(base, lm.anatomy))),
     )
+
+
+def _of_embeddings(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    """Edits that may be on in a base run: rows start above them, from what they made of it."""
+    if wrong := [edit for edit in edits if edit.site.base.name != "embed" or edit.when is not None]:
+        raise EditError(
+            f"{wrong[0]}: what is on in the base run and in every variant changes embed, without a condition; put "
+            "other edits into each variant"
+        )
+    return edits
 
 
 def _edits(intervention: Intervention) -> tuple[Edit, ...]:
@@ -114,13 +135,17 @@ def _edits(intervention: Intervention) -> tuple[Edit, ...]:
 def kept_sites(a: Anatomy, work: Work) -> set[Site]:
     """Sites of the base run that are needed: edited ones, those that rows start from, and the last residual stream."""
     kept = {Site("resid_post", a.n_layers - 1)}
+    resolve = resolver(a)
+    edited: set[Site] = set()
     for edit in work.unique:
-        site = a.resolve(edit.site.base)
+        site = resolve(edit.site)
+        if isinstance(edit.value, Ref) and edit.value.run == "base" and site.name not in ("final", "logits"):
+            kept.add(resolve(edit.value.site or edit.site).whole)
+        edited.add(site)
+    for site in edited:
         if site.name in ("final", "logits"):
             continue
         kept.add(site.whole)
-        if isinstance(edit.value, Ref) and edit.value.run == "base":
-            kept.add(a.resolve((edit.value.site or edit.site).base).whole)
         layer = site.layer or 0
         entry = entry_of(site.kind.order, a.blocks[layer].experts is not None)
         kept |= {Site(name, layer) for name in needs(a.family, entry)}
@@ -130,7 +155,8 @@ def kept_sites(a: Anatomy, work: Work) -> set[Site]:
 def may_differ(lm: LM, edit: Edit, work: Work) -> Tensor:
     """(row column) where an edit can change anything, as far as is known without running.
 
-    A patch from an unedited run of aligned prompts changes nothing before the first token that differs.
+    A patch from an unedited run of aligned prompts changes nothing before the first token that differs, or that an
+    edit of the base run covers.
     """
     everywhere = torch.ones(work.prompts.batch, work.prompts.width, dtype=torch.bool)
     ref = edit.value
@@ -146,14 +172,18 @@ def may_differ(lm: LM, edit: Edit, work: Work) -> Tensor:
         return everywhere
     if mine.positions(edit.where) != theirs.positions(edit.where):
         return everywhere
-    return (source.prompts.ids != work.prompts.ids).cpu().int().cumsum(1) > 0
+    differ = (source.prompts.ids != work.prompts.ids).cpu()
+    for corrupting in work.base:
+        differ |= mine.columns(corrupting.where).cpu()
+    return differ.int().cumsum(1) > 0
 
 
 def cells_of(a: Anatomy, work: Work, moved: Sequence[Tensor | None]) -> tuple[list[Cell], list[int]]:
     """The cells to compute and the variants to run whole, from where each edit changes anything (row column)."""
     rows = range(work.prompts.batch)
-    starts = [[None for _ in rows] if m is None else first_columns(m) for m in moved]
-    depths = [a.resolve(edit.site.base).depth for edit in work.unique]
+    starts = _first_columns(moved, len(rows))
+    resolve = resolver(a)
+    depths = [resolve(edit.site).depth for edit in work.unique]
     whole = [edit.when is not None or edit.site.name in ("final", "logits") for edit in work.unique]
     last_read = work.columns.max(1).values.tolist()
     cells: list[Cell] = []
@@ -171,6 +201,30 @@ def cells_of(a: Anatomy, work: Work, moved: Sequence[Tensor | None]) -> tuple[li
             layer = max(layer, 0)  # the embedding is what block 0 reads
             cells.append(Cell(variant, row, layer, entry_of(order, a.blocks[layer].experts is not None), column))
     return cells, naive
+
+
+def resolver(a: Anatomy) -> Callable[[Site], Site]:
+    """`a.resolve` of whole base sites, which looks at each tensor once however many units of it are named."""
+    known: dict[tuple[str, int | None, int | None], tuple[Site, int]] = {}
+
+    def resolve(site: Site) -> Site:
+        if site.input is not None or site.view is not None or site.alias is not None:
+            return a.resolve(site.base)
+        key = site.name, site.layer, site.expert
+        if key not in known:
+            whole = a.resolve(site.whole)
+            known[key] = whole, a.units(whole)
+        whole, units = known[key]
+        return whole if site.index is None or max(site.index) < units else a.resolve(site)  # which raises
+
+    return resolve
+
+
+def _first_columns(moved: Sequence[Tensor | None], rows: int) -> list[list[int | None]]:
+    """For each edit the first column that it changes in each row, None where it changes nothing."""
+    there = [m for m in moved if m is not None]
+    found = iter(first_columns(torch.stack(there).flatten(0, 1)) if there else ())
+    return [[None] * rows if m is None else [next(found) for _ in range(rows)] for m in moved]
 
 
 def plan_of(

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from trimtab.figures.colours import BINS, ramp_css
 from trimtab.report.chart import log_chart, share_chart
-from trimtab.report.colours import BINS, ramp_css
 from trimtab.values.lens import Lens, marked, visible
 from trimtab.values.site import Site
 
@@ -45,7 +45,7 @@ def lens_html(lens: Lens) -> str:
     style, script = ramp_css() + _asset("lens.css"), _asset("lens.js")
     return environment.get_template("lens.html").render(
         lens=lens,
-        title=f"Logit lens: {visible(shortened(lens.prompt))}",
+        title=f"{lens.method.capitalize()}: {visible(shortened(lens.prompt))}",
         style=style,
         script=script,
         policy=f"default-src 'none'; style-src 'sha256-{_digest(style)}'; script-src 'sha256-{_digest(script)}'",

@@ -6,32 +6,13 @@ security policy every script and style but the two it came with. It knows nothin
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from trimtab.report.figures.checked import check_panel
-from trimtab.report.figures.heatmap import diverging_css
-from trimtab.report.figures.keys import (
-    asked,
-    before_after,
-    hundredths,
-    key_figures,
-    limits,
-    states,
-    unfinished,
-    verdict_word,
-)
-from trimtab.report.figures.numbers import (
+from trimtab.figures.numbers import (
     NONE,
     common_places,
     counted,
-    date,
     duration,
     estimate,
     exact,
@@ -41,10 +22,21 @@ from trimtab.report.figures.numbers import (
     number,
     share,
 )
-from trimtab.report.figures.panel import Table
-from trimtab.report.figures.searched import curve_panels, other_lines, pareto_panel, picked_words, point_table
-from trimtab.report.figures.svg import legible
-from trimtab.report.figures.tested import (
+from trimtab.report.made import made, page
+from trimtab.report.panels.checked import check_panel
+from trimtab.report.panels.keys import (
+    asked,
+    before_after,
+    hundredths,
+    key_figures,
+    limits,
+    states,
+    unfinished,
+    verdict_word,
+)
+from trimtab.report.panels.panel import Table
+from trimtab.report.panels.searched import curve_panels, other_lines, pareto_panel, picked_words, point_table
+from trimtab.report.panels.tested import (
     changed,
     control_panel,
     control_table,
@@ -54,8 +46,8 @@ from trimtab.report.figures.tested import (
     means,
     prompt_only,
 )
-from trimtab.report.figures.text import differences, setting, without_nan, words
-from trimtab.report.figures.where import candidate_table, made_by, score_panels
+from trimtab.report.panels.text import differences
+from trimtab.report.panels.where import candidate_table, made_by, score_panels
 from trimtab.values.findings import STAGES, Estimate, Evaluation, Findings, Search, Validation
 
 OPEN_SAMPLES = 6
@@ -79,27 +71,9 @@ _NO_MEAN = "not defined on these examples, or too few of them for an interval"
 
 def study_html(findings: Findings) -> str:
     """The page, as text: write it to a file and open it in a browser. Stages that have not run say so."""
-    environment = Environment(
-        loader=PackageLoader("trimtab.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_written,
-    )
-    environment.filters |= {
-        "date": date,
-        "duration": duration,
-        "sentence": without_nan,
-        "setting": setting,
-        "words": words,
-    }
-    style, script = diverging_css() + _asset("study.css"), _asset("study.js")
-    return environment.get_template("study.html").render(
+    return page(
+        "study.html",
         f=findings,
-        style=style,
-        script=script,
-        policy=f"default-src 'none'; style-src 'sha256-{_digest(style)}'; script-src 'sha256-{_digest(script)}'",
         sections=SECTIONS,
         asked=asked(findings),
         word=verdict_word(findings),
@@ -112,7 +86,7 @@ def study_html(findings: Findings) -> str:
         side=_side(findings.evaluation),
         samples=_samples(findings.evaluation),
         stages=_stages(findings),
-        made=_made(findings),
+        made=made(findings.provenance),
         limits=limits(findings),
         dash=NONE,
     )
@@ -184,6 +158,7 @@ def _test(e: Evaluation | None) -> dict[str, Any] | None:
     more = tuple((name, mean_of(v, sign=False), interval_of(v), f"{v.n:,}") for name, v in e.figures.items())
     return {
         "arms": Table(f"{e.outcome.metric}{unit}", columns, tuple(numbers), why=_NO_MEAN),
+        "no_prompt": e.no_prompt,
         "panels": example_panels(e),
         "examples": example_table(e.outcome),
         "controls": control_panel(e) if e.controls else None,
@@ -213,6 +188,7 @@ def _side(e: Evaluation | None) -> dict[str, Any] | None:
     return {
         "table": Table(about, columns, rows, why="not finite, or too few items to resample"),
         "panel": entangled_panel(e) if e.entangled else None,
+        "left_out": list(e.left_out.items()),
     }
 
 
@@ -232,37 +208,3 @@ def _stages(findings: Findings) -> list[tuple[str, str, str]]:
     names = {**states(findings), **{name: "done" for name in findings.seconds if name not in STAGES}}
     rows = [(name, state, duration(findings.seconds.get(name, math.nan))) for name, state in names.items()]
     return [*rows, ("all", "", duration(sum(known)))]
-
-
-def _made(findings: Findings) -> list[tuple[str, str]]:
-    """What the study was made from, as pairs to be read."""
-    if (p := findings.provenance) is None:
-        return []
-    pairs = [
-        ("model", p.model),
-        ("weights, SHA-256", p.model_hash),
-        ("data, SHA-256", p.data_hash or ""),
-        ("method", p.method),
-        ("options", setting(p.options) if p.options else ""),
-        ("seed", "" if p.seed is None else str(p.seed)),
-        ("dtype", p.dtype),
-        ("attention", p.attention),
-        ("BOS", p.bos),
-        ("chat template", p.chat),
-        ("threads", "" if p.threads is None else str(p.threads)),
-        ("versions", ", ".join(f"{package} {version}" for package, version in p.versions.items())),
-        ("made", date(p.created) if p.created else ""),
-    ]
-    return [(name, text) for name, text in pairs if text]
-
-
-def _written(value: object) -> object:
-    return value if isinstance(value, Markup) else legible(value)
-
-
-def _asset(name: str) -> str:
-    return resources.files("trimtab.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

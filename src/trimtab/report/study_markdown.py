@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from trimtab.report.figures.checked import ranked_checks
-from trimtab.report.figures.keys import asked, key_figures, unfinished, verdict_word
-from trimtab.report.figures.numbers import NONE, common_places, fixed, interval_of, mean_of, probability
-from trimtab.report.figures.searched import picked_words
-from trimtab.report.figures.svg import legible
-from trimtab.report.figures.tested import draw_means, mean_draw
-from trimtab.report.figures.text import without_nan
+from trimtab.figures.numbers import NONE, common_places, fixed, interval_of, mean_of, probability
+from trimtab.figures.svg import legible
+from trimtab.report.panels.checked import ranked_checks
+from trimtab.report.panels.keys import asked, key_figures, unfinished, verdict_word
+from trimtab.report.panels.searched import picked_words
+from trimtab.report.panels.tested import draw_means, mean_draw
+from trimtab.report.panels.text import without_nan
 from trimtab.values.findings import Control, Findings
 
 TOP = 10
@@ -32,7 +32,7 @@ def study_markdown(findings: Findings) -> str:
     if figures := key_figures(findings):
         rows = [(f.name, f.value, f.interval or "", f.why if f.value == NONE else f.note) for f in figures]
         parts.append("## Key numbers\n\n" + table(("number", "value", "95 %", "of"), rows))
-    parts += _controls(findings) + _sites(findings)
+    parts += _controls(findings) + _missing(findings) + _sites(findings)
     if findings.search is not None:
         words = picked_words(findings.search)
         parts.append(f"Picked: {prose(words)}." if words else "No point of the search qualifies.")
@@ -111,6 +111,15 @@ def _controls(findings: Findings) -> list[str]:
 
     columns = ("control", "beaten", "draws", "mean effect", "difference", "95 %", "p")
     return ["## Controls\n\n" + table(columns, [row(control) for control in controls])]
+
+
+def _missing(findings: Findings) -> list[str]:
+    """What was not measured, and why."""
+    if (e := findings.evaluation) is None or not (e.no_prompt or e.left_out):
+        return []
+    told = [("an instruction alone", e.no_prompt)] if e.no_prompt else []
+    rows = [*told, *((f"the effect on {name}", reason) for name, reason in e.left_out.items())]
+    return ["Not measured:\n\n" + "\n".join(f"- {prose(name)}: {prose(reason)}" for name, reason in rows)]
 
 
 def _sites(findings: Findings) -> list[str]:

@@ -69,8 +69,14 @@ def command(settings: Settings) -> str:
         flag = f"--{name.replace('_', '-')}"
         if value is True:
             parts.append(flag)
-        elif name in ("model", "seed", "dtype", "device"):
+        elif name in ("model", "seed", "dtype", "device", "positive", "encoding", "split"):
             parts += [flag, str(value)]
+        elif name in ("mapping", "every"):
+            flag = {"mapping": "--map"}.get(name, flag)
+            pairs = [
+                (key, word) for key, words in value.items() for word in ([words] if isinstance(words, str) else words)
+            ]
+            parts += [part for key, word in pairs for part in (flag, f"{key}={word}")]
         else:
             parts += ["--set", f"{name}={_written(value)}"]
     return shlex.join(parts)

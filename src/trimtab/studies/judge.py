@@ -25,7 +25,7 @@ from trimtab.studies.context import Context
 from trimtab.studies.screen import is_wide
 from trimtab.studies.shuffled import halves, shuffled_studies
 from trimtab.tasks import builtin
-from trimtab.tasks.example import Contrast
+from trimtab.tasks.example import Contrast, Counterfactual
 from trimtab.tasks.fit import fit
 from trimtab.tasks.means import mean_difference
 from trimtab.tasks.measure import Measure, measure, openings
@@ -58,8 +58,9 @@ def evaluate(context: Context, screening: Screening, found: Search) -> Evaluatio
     items = some(capability_items(), settings.capability, settings.seed)
     before = capability(lm, items)
     after = capability(lm, items, picked) if picked else before
-    controls = _controls(context, found, test, change) if picked else ()
-    entangled = _entangled(context, picked) if picked else ()
+    controls = _controls(context, screening, found, test, change) if picked else ()
+    entangled, left_out = _entangled(context, picked) if picked else ((), {})
+    prompt_only = _prompt_only(context, effect)
     context.report("generations before and after", 0.93)
     return Evaluation(
         outcome=effect.outcome(),
@@ -73,8 +74,10 @@ def evaluate(context: Context, screening: Screening, found: Search) -> Evaluatio
         controls=controls,
         entangled=entangled,
         samples=_samples(context, picked) if picked else (),
-        prompt_only=_prompt_only(context, effect),
+        prompt_only=prompt_only if isinstance(prompt_only, Outcome) else None,
         figures=_figures(context, screening, picked),
+        left_out=left_out,
+        no_prompt=prompt_only if isinstance(prompt_only, str) else "",
     )
 
 
@@ -91,7 +94,9 @@ class Draws(NamedTuple):
     """Whether each is set to the KL of the picked intervention."""
 
 
-def _controls(context: Context, found: Search, test: Measure, change: np.ndarray) -> tuple[Control, ...]:
+def _controls(
+    context: Context, screening: Screening, found: Search, test: Measure, change: np.ndarray
+) -> tuple[Control, ...]:
     """Random directions, shuffled labels and random places, at the KL that the picked intervention has, and whole
     studies of shuffled labels, within the KL that a study is allowed."""
     lm, settings = context.lm, context.settings
@@ -101,7 +106,7 @@ def _controls(context: Context, found: Search, test: Measure, change: np.ndarray
     if not target > 0:
         return ()
     made: list[Control] = []
-    kinds = _kinds(context, picked)
+    kinds = _kinds(context, picked, _read_at(screening, picked))
     for i, (step, make) in enumerate(kinds):
         context.report(f"controls: {step}", 0.3 + 0.45 * i / len(kinds))
         kind = make()
@@ -128,15 +133,15 @@ def _controls(context: Context, found: Search, test: Measure, change: np.ndarray
     return tuple(made)
 
 
-def _kinds(context: Context, picked: Intervention) -> list[tuple[str, Callable[[], Draws]]]:
-    """The kinds of control, each with the function that draws it."""
+def _kinds(context: Context, picked: Intervention, here: list[Site]) -> list[tuple[str, Callable[[], Draws]]]:
+    """The kinds of control, each with the function that draws it; `here` are the sites as `_read_at` has them."""
     draws, seed = context.settings.draws, context.settings.seed + 1
     vector = all(edit.op == "add" for edit in picked.edits)
     kinds = [
         ("random directions", lambda: _directions(context, picked, draws, seed)),
-        ("shuffled labels", lambda: _swapped(context, picked, draws, seed)),
+        ("shuffled labels", lambda: _swapped(context, picked, here, draws, seed)),
         ("studies of shuffled labels", lambda: _studies(context, draws, seed, vector)),
-        ("random sites", lambda: (_elsewhere if vector else _other_units)(context, picked, draws, seed)),
+        ("random sites", lambda: (_elsewhere if vector else _other_units)(context, picked, here, draws, seed)),
     ]
     return [kind for kind in kinds if vector or kind[0] != "shuffled labels"]
 
@@ -149,13 +154,18 @@ def _directions(context: Context, picked: Intervention, draws: int, seed: int) -
     return Draws("random directions", about, random_directions(picked, shapes, draws, seed), True, turned=True)
 
 
-def _swapped(context: Context, picked: Intervention, draws: int, seed: int) -> Draws:
+def _read_at(screening: Screening, picked: Intervention) -> list[Site]:
+    """The sites of the picked intervention with the positions that they were proposed at, where vectors are read."""
+    proposed = {site.with_(at=None): site for site in (Site.parse(c.site) for c in screening.candidates)}
+    return [proposed.get(edit.site, edit.site) for edit in picked.edits]
+
+
+def _swapped(context: Context, picked: Intervention, here: list[Site], draws: int, seed: int) -> Draws:
     """For added vectors: the mean difference of swapped pairs at the same sites."""
-    sites = [edit.site for edit in picked.edits]
-    means = mean_difference(context.lm, context.parts.train, sites)
+    means = mean_difference(context.lm, context.parts.train, here)
     drawn = []
     for signs in halves(len(means), draws, seed):
-        made = vector_edits(means, sites, signs=signs)
+        made = vector_edits(means, here, signs=signs)
         edits = tuple(
             new.with_(where=edit.where, strength=abs(float(np.mean(edit.strength))))
             for new, edit in zip(made, picked.edits, strict=True)
@@ -177,13 +187,12 @@ def _studies(context: Context, draws: int, seed: int, vector: bool) -> Draws:
     return Draws("studies of shuffled labels", about, drawn, True, matched=False)
 
 
-def _elsewhere(context: Context, picked: Intervention, draws: int, seed: int) -> Draws:
-    """For added vectors: the same method, with true labels, at other sites of the kind."""
+def _elsewhere(context: Context, picked: Intervention, here: list[Site], draws: int, seed: int) -> Draws:
+    """For added vectors: the same method, with true labels, at other sites of the kind, read at the same positions."""
     lm, rng = context.lm, np.random.default_rng(seed)
-    here = [edit.site for edit in picked.edits]
     where, strength = picked.edits[0].where, abs(float(np.mean(picked.edits[0].strength)))
     if is_wide(here[0]):
-        others = [Site(here[0].name, layer) for layer in range(lm.anatomy.n_layers) if layer != here[0].layer]
+        others = [here[0].with_(layer=layer) for layer in range(lm.anatomy.n_layers) if layer != here[0].layer]
         choices = [[others[int(i)]] for i in rng.permutation(len(others))[:draws]]
         about = "the same method at another layer of the same kind of site, at the same KL"
     else:
@@ -199,11 +208,11 @@ def _elsewhere(context: Context, picked: Intervention, draws: int, seed: int) ->
     return Draws("random sites", about, drawn, False, turned=True)
 
 
-def _other_units(context: Context, picked: Intervention, draws: int, seed: int) -> Draws:
+def _other_units(context: Context, picked: Intervention, here: list[Site], draws: int, seed: int) -> Draws:
     """For scaled units: random units of the same layers."""
     rng = np.random.default_rng(seed)
-    here = [edit.site for edit in picked.edits]
-    drawn = [_scaled(_random_units(context, here, rng), picked.edits[0].value) for _ in range(draws)]
+    bare = [site.with_(at=None) for site in here]
+    drawn = [_scaled(_random_units(context, bare, rng), picked.edits[0].value) for _ in range(draws)]
     return Draws("random sites", "random units of the same layers, as many, at the same KL", drawn, True)
 
 
@@ -230,11 +239,12 @@ def _shape(context: Context, edit: Edit) -> tuple[int, ...]:
     return whole if edit.site.index is None else (len(edit.site.index), *whole[1:])
 
 
-def _entangled(context: Context, picked: Intervention) -> tuple[Entangled, ...]:
-    """The effect on the other built-in contrast tasks."""
+def _entangled(context: Context, picked: Intervention) -> tuple[tuple[Entangled, ...], dict[str, str]]:
+    """The effect on the other built-in contrast tasks, and why some of them could not be measured."""
     settings = context.settings
     if not settings.others:
-        return ()
+        return (), {}
+    left_out: dict[str, str] = {}
     names = [name for name in builtin.names() if name != context.parts.test.name]
     rows: list[Entangled] = []
     contrasts = [task for task in map(builtin.task, names) if task.shape == "contrast"]
@@ -242,12 +252,14 @@ def _entangled(context: Context, picked: Intervention) -> tuple[Entangled, ...]:
         context.report(f"effect on {other.name}", 0.78 + 0.15 * i / len(contrasts))
         try:
             fitted = fit(context.lm, other.take(settings.others, settings.seed)).task
-        except (TaskError, PromptError):  # its words are no tokens of this model, or it has no chat template
+        except (TaskError, PromptError) as error:  # its words are no tokens of this model, or it has no chat template
+            first, *more = str(error).removeprefix(f"{other.name}: ").splitlines()
+            left_out[other.name] = " ".join([first, *(" ".join(line.split()) for line in more if line[:1] == " ")])
             continue
         found = effects(context.lm, fitted, [picked])
         spread = float(found.base.std()) or 1.0
         rows.append(Entangled(other.name, found.outcome(), Estimate.of(found.changes[0] / spread, found.groups)))
-    return tuple(rows)
+    return tuple(rows), left_out
 
 
 def _samples(context: Context, picked: Intervention) -> tuple[Sample, ...]:
@@ -265,24 +277,33 @@ def _text(row: Prompts) -> str:
     return row.texts[0] if row.texts is not None else "".join(row.tokens[0])
 
 
-def _prompt_only(context: Context, effect: Effects) -> Outcome | None:
-    """The task's number with an instruction in place of the intervention, where the task has one."""
+def _prompt_only(context: Context, effect: Effects) -> Outcome | str:
+    """The task's number with an instruction in place of the intervention, or why there is none to compare with."""
     task = context.parts.test
-    if not task.instruction or not all(isinstance(e, Contrast) and e.question for e in task.examples):
-        return None
-    asked = measure(context.lm, instructed(task))
-    plain = effects(context.lm, asked, [Intervention()])
+    if not task.instruction:
+        return f"{task.name} has no instruction that would ask for it in words (a task's `instruction`)"
+    if not all(isinstance(e, Counterfactual) or e.question for e in task.examples):
+        return f"{task.name} is read off its texts as they are, with no question that an instruction could go before"
+    try:
+        asked = measure(context.lm, instructed(task), on="gap")
+        plain = effects(context.lm, asked, [Intervention()])
+    except (TaskError, PromptError) as error:  # too long with it, or a template without a system prompt
+        return f"{task.name} cannot be asked with its instruction: {' '.join(str(error).split())}"
     return Outcome(effect.metric, effect.unit, effect.base, plain.base, effect.groups)
 
 
 def instructed(task: Task) -> Task:
-    """The task with its instruction in front of every question, or in the system prompt of a chat."""
+    """The task with its instruction before every question or both prompts, or in the system prompt of a chat."""
     if task.chat:
         return task.with_(system=task.instruction)
-    examples = [
-        e.with_(question=f"{task.instruction} {e.question}") if isinstance(e, Contrast) else e for e in task.examples
-    ]
-    return task.of(examples)
+    return task.of([_after(task.instruction, e) for e in task.examples])
+
+
+def _after(instruction: str, e: Counterfactual | Contrast) -> Counterfactual | Contrast:
+    """An example after an instruction; where spans lie is of no interest in it."""
+    if isinstance(e, Contrast):
+        return e.with_(question=f"{instruction} {e.question}")
+    return e.with_(clean=f"{instruction} {e.clean}", corrupt=f"{instruction} {e.corrupt}", spans={}, corrupt_spans={})
 
 
 def _figures(context: Context, screening: Screening, picked: Intervention) -> dict[str, Estimate]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from trimtab import locate
-from trimtab.studies.context import WIDE, Context, method
+from trimtab.studies.context import WIDE, Context
+from trimtab.studies.locating import screener
 from trimtab.tasks.means import mean_difference
 from trimtab.values.findings import Candidate, Screening
+from trimtab.values.ranks import ranked
 from trimtab.values.scores import Scores
 from trimtab.values.site import Site
 
@@ -39,7 +40,7 @@ def screen(context: Context) -> Screening:
     for i, (kind, name) in enumerate(work):
         start, stop = (0.2 + 0.8 * n / len(work) for n in (i, i + 1))
         progress = context.step(f"{name.replace('_', ' ')} of {kind}", start, stop)
-        score = method(locate, name)
+        score = screener(name)
         takes = inspect.signature(score).parameters
         options = {key: value for key, value in {**shared, "progress": progress}.items() if key in takes}
         scores: Scores = score(context.lm, task, f"L*.{kind}", **options)
@@ -50,16 +51,16 @@ def screen(context: Context) -> Screening:
 
 
 def candidates(scores: Scores, kind: str, *, with_span: bool) -> list[Candidate]:
-    """The places of a score, the largest first; a unit that is scored at several spans counts once, at its best one.
+    """The places of a score, the strongest first; a unit that is scored at several spans counts once, at its best one.
 
     The span stays in the address where it says which activation is meant (prompts of clean and corrupt that
     correspond), and not where texts were only summarised over it.
     """
     found: dict[str, Candidate] = {}
-    mean = np.nan_to_num(scores.mean().ravel())
-    for cell in np.argsort(-np.abs(mean), kind="stable")[: 10 * KEPT]:
-        if mean[cell] == 0:
-            break
+    mean = scores.mean().ravel()
+    for cell in ranked(scores.strength().ravel())[: 10 * KEPT]:
+        if mean[cell] == 0 and scores.order == "abs":
+            break  # no effect; a rank or an entropy of 0 is another matter
         site = address(scores, int(cell))
         unit = site.partition("@")[0]
         if unit not in found:
@@ -85,9 +86,9 @@ def taking_turns(lists: list[list[Candidate]], most: int) -> list[Candidate]:
 
 
 def strongest(scores: Scores, most: int) -> Scores:
-    """The `most` places of largest mean as scores with one axis of sites; what a method found of many thousands."""
-    mean = np.nan_to_num(np.abs(scores.mean())).ravel()
-    which = np.argsort(-mean, kind="stable")[:most]
+    """The `most` strongest places as scores with one axis of sites; what a method found of many thousands."""
+    strength = scores.strength().ravel()
+    which = np.argsort(-np.where(np.isnan(strength), -np.inf, strength), kind="stable")[:most]
     return scores.with_(
         array=scores.array.reshape(len(scores), -1)[:, which].astype(np.float32),
         dims=("example", "site"),

@@ -62,13 +62,14 @@ def _proposals(context: Context, validation: Validation) -> Iterator[Proposal]:
         make = method(steer, name)
         scales = is_scaling(make)
         for sites, sign in places:
-            label = ", ".join(map(str, sites[:4])) + (f" … {len(sites)} in all" if len(sites) > 4 else "")
             if scales:
                 if not is_wide(sites[0]):
+                    units = [site.with_(at=None) for site in sites]
                     yield Proposal(
-                        name, label, "all", settings.factors, lambda c, m=make, s=sites: m(s, c, where="all")
+                        name, _listed(units), "all", settings.factors, lambda c, m=make, s=units: m(s, c, where="all")
                     )
                 continue
+            label = _listed(sites)  # with the positions that the vector is read at; the scope is where it is added
             made = make(context.lm, context.parts.train, [str(site) for site in sites], where=settings.scopes[0])
             for scope in settings.scopes:
                 base = made.with_(edits=tuple(edit.with_(where=Scope.parse(scope)) for edit in made.edits))
@@ -82,15 +83,18 @@ def is_scaling(make: Callable[..., object]) -> bool:
 
 
 def _places(context: Context, validation: Validation) -> list[tuple[list[Site], float]]:
-    """Where to intervene, with the sign of the validated effect: wide sites one by one, units of a kind together."""
+    """Where to intervene, with the sign of the validated effect: wide sites one by one, units of a kind together.
+
+    Sites keep the positions at which they were validated: a vector is what the two sides differ by there.
+    """
     found: list[tuple[list[Site], float]] = []
     units: dict[str, list[Site]] = {}
     taken: set[Site] = set()
     for check in validation.working:
-        site = Site.parse(check.candidate.site).with_(at=None)
-        if site in taken:
+        site = Site.parse(check.candidate.site)
+        if site.with_(at=None) in taken:
             continue
-        taken.add(site)
+        taken.add(site.with_(at=None))
         sign = 1.0 if check.effect.mean > 0 else -1.0
         if is_wide(site):
             if sum(is_wide(sites[0]) for sites, _ in found) < context.settings.sites:
@@ -102,6 +106,10 @@ def _places(context: Context, validation: Validation) -> list[tuple[list[Site], 
         if len(together) < UNITS:
             together.append(site)
     return found
+
+
+def _listed(sites: Sequence[Site]) -> str:
+    return ", ".join(map(str, sites[:4])) + (f" … {len(sites)} in all" if len(sites) > 4 else "")
 
 
 def _affordable(context: Context, proposals: Sequence[Proposal]) -> list[Proposal]:

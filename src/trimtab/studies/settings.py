@@ -11,11 +11,12 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from trimtab.errors import StudyError, nearest
+from trimtab.tasks.formats import FIELDS
 
 Object = Literal["resid_post", "attn_out", "mlp_out", "head", "neuron"]
 
@@ -31,6 +32,16 @@ class Settings(BaseModel):
 
     task: str
     """A built-in task or a file that `trimtab task check` reads."""
+    mapping: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    """Of a task file: for our fields the column, or the template with columns in braces, where each is found."""
+    every: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    """Of a task file: fields that are the same in all rows, such as the question."""
+    positive: str | int | bool | None = None
+    """Of a task file: the label of the positive side."""
+    encoding: str = "utf-8"
+    """Of a task file."""
+    split: str | None = None
+    """Of a data set in several parts: the one to read."""
     model: str = "smollm2-135m-instruct"
     dtype: str | None = None
     device: str | None = None
@@ -42,7 +53,10 @@ class Settings(BaseModel):
     objects: tuple[Object, ...] = Field(("resid_post", "head", "neuron"), min_length=1)
     """What is searched: residual stream, sublayer outputs, attention heads, MLP neurons."""
     screens: tuple[str, ...] = Field(("magnitude_contrast", "attribution_patching"), min_length=1)
-    """The functions of `locate` that propose candidates."""
+    """The functions of `locate` that propose candidates: any that scores sites (`trimtab locate --help` lists them)."""
+    validator: str | None = None
+    """The function of `locate` that puts candidates to the test: one that intervenes. Default: `patching` where clean
+    and corrupt prompts correspond, else `shift` by the train part's mean difference."""
     steerers: tuple[str, ...] = Field(("difference_of_means", "scale"), min_length=1)
     """The functions of `steer` that are searched at the validated sites."""
     scopes: tuple[str, ...] = Field(("all", "-1:"), min_length=1)
@@ -100,13 +114,21 @@ class Settings(BaseModel):
     @classmethod
     def of(cls, **given: object) -> Settings:
         """Settings from keyword arguments; StudyError for an unknown one or a value that does not fit."""
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        given = {key: _tuples(value) for key, value in given.items()}
         for key in given:
             if key not in cls.model_fields:
                 raise StudyError(
                     f'a study has no setting "{key}"{nearest(key, cls.model_fields)}: there are '
                     f"{', '.join(cls.model_fields)}"
                 )
+        for table in ("mapping", "every"):
+            fields = given.get(table)
+            for key in fields if isinstance(fields, Mapping) else ():
+                if key not in FIELDS:
+                    raise StudyError(
+                        f'{table}: "{key}" is not a field of a task{nearest(str(key), FIELDS)}: there are '
+                        f"{', '.join(FIELDS)}"
+                    )
         if given.get("quick"):
             given = {**QUICK, **given}
         try:
@@ -118,7 +140,8 @@ class Settings(BaseModel):
     def read(cls, path: Path, **given: object) -> Settings:
         """Settings from a TOML file, overruled by keyword arguments; StudyError that names the file.
 
-        A task that is a file is looked for beside the TOML file.
+        A task that is a file is looked for beside the TOML file. Tables (`[mapping]`, `[every]`) are overruled field by
+        field.
         """
         try:
             found = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -126,12 +149,24 @@ class Settings(BaseModel):
             raise StudyError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise StudyError(f"{path} cannot be read: {error}") from error
+        for table in ("mapping", "every"):
+            own, over = found.get(table), given.get(table)
+            if isinstance(own, Mapping) and isinstance(over, Mapping):
+                given[table] = {**own, **over}
         try:
             settings = cls.of(**{**found, **given})
         except StudyError as error:
             raise StudyError(f"{path}: {error}") from None
         beside = path.parent / settings.task
         return settings.model_copy(update={"task": str(beside)}) if beside.is_file() else settings
+
+    def reading(self) -> dict[str, Any]:
+        """The options of `load_task` that are not at their defaults."""
+        fields = type(self).model_fields
+        own = {name: getattr(self, name) for name in READING}
+        return {
+            name: value for name, value in own.items() if value != fields[name].get_default(call_default_factory=True)
+        }
 
     def with_(self, **changes: object) -> Self:
         """A copy with some settings changed and checked."""
@@ -168,6 +203,13 @@ QUICK: Mapping[str, object] = {
 }
 
 
+def _tuples(value: object) -> object:
+    """Lists, which are what TOML and JSON know, as tuples, also within a table."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(part) for key, part in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _told(problem: Mapping[str, object]) -> str:
     """One problem that pydantic found, in our words."""
     where = problem.get("loc") or ()
@@ -180,12 +222,14 @@ def read_by(stage: str) -> tuple[str, ...]:
     return (*PARTS, *READ[stage])
 
 
+READING = ("mapping", "every", "positive", "encoding", "split")
+"""Settings that say how a task file is read; what was read is in the hash of the task."""
 PARTS = ("seed", "train", "validation")
 NEUTRAL = ("search_tokens", "search_passages")
 SEARCH = ("steerers", "scopes", "factors", "sites")
 READ: Mapping[str, tuple[str, ...]] = {
     "screen": ("objects", "screens", "candidates"),
-    "validate": ("budget",),
+    "validate": ("budget", "validator"),
     "steer": (*SEARCH, *NEUTRAL, "coefficients", "kl_limit", "budget"),
     "evaluate": (
         *SEARCH,

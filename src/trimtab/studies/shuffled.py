@@ -19,6 +19,7 @@ import numpy as np
 
 from trimtab.evaluate.effect import effects
 from trimtab.evaluate.side_effects import side_effects
+from trimtab.locate.units import default_spans
 from trimtab.steer.amplitude import scale
 from trimtab.steer.vectors import vector_edits
 from trimtab.studies.context import WIDE, Context
@@ -48,9 +49,9 @@ def shuffled_studies(context: Context, draws: int, seed: int, *, vectors: bool =
     the labels and whose direction does not.
     """
     settings = context.settings
-    every = [f"L*.{kind}" for kind in settings.objects]
+    every = [f"L*.{kind}{at}" for kind in settings.objects for at in positions(context)]
     means = mean_difference(context.lm, context.parts.train, every)
-    slopes = gradients(context, list(means))
+    slopes = gradients(context, list(dict.fromkeys(site.with_(at=None) for site in means)))
     signs = halves(len(means), draws, seed)
     proposed = [_proposals(context, means, slopes, swapped, vectors) for swapped in signs]
     flat = [proposal for part in proposed for proposal in part]
@@ -68,6 +69,14 @@ def shuffled_studies(context: Context, draws: int, seed: int, *, vectors: bool =
         chosen.append((flat[best] * sign).with_(name="shuffled labels"))
         start += len(part)
     return chosen
+
+
+def positions(context: Context) -> tuple[str, ...]:
+    """Where the two sides may be read: at every span that clean and corrupt prompts share, as the screen does; contrast
+    texts at the task's own scope."""
+    if context.parts.train.shape == "contrast":
+        return ("",)
+    return tuple(f"@{span}" for span in default_spans(context.parts.train))
 
 
 def gradients(context: Context, sites: list[Site]) -> Mapping[Site, np.ndarray]:
@@ -96,7 +105,7 @@ def _proposals(
     places: list[list[Site]] = []
     promise: dict[str, list[tuple[float, Site]]] = {kind: [] for kind in settings.objects}
     for site in means:
-        product = slopes[site] * means.difference(site, signs)
+        product = slopes[site.with_(at=None)] * means.difference(site, signs)
         if site.name in WIDE:
             promise[site.name].append((abs(float(product.sum())), site))
             continue
@@ -104,11 +113,14 @@ def _proposals(
         best = np.argsort(-units, kind="stable")[: settings.candidates]
         promise[site.name] += [(float(units[unit]), site.with_(index=(int(unit),))) for unit in best]
     for kind, found in promise.items():
-        found.sort(key=lambda pair: -pair[0])
+        first: dict[Site, Site] = {}  # a place that is read at several spans counts once, at its best one
+        for _, site in sorted(found, key=lambda pair: -pair[0]):
+            first.setdefault(site.with_(at=None), site)
+        best = list(first.values())
         if kind in WIDE:
-            places += [[site] for _, site in found[: settings.sites]]
+            places += [[site] for site in best[: settings.sites]]
         else:
-            places.append([site for _, site in found[: min(settings.candidates, UNITS)]])
+            places.append(best[: min(settings.candidates, UNITS)])
     made: list[Intervention] = []
     for place in places:
         if vectors:
@@ -117,5 +129,5 @@ def _proposals(
                 for scope in settings.scopes
             ]
         elif place[0].name not in WIDE:
-            made += [scale(place, factor) for factor in settings.factors]
+            made += [scale([site.with_(at=None) for site in place], factor) for factor in settings.factors]
     return made

@@ -19,16 +19,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from trimtab.errors import StudyError
+from trimtab.errors import StudyError, TaskError
 from trimtab.report.study import study_html
 from trimtab.studies.context import Context, Report
 from trimtab.studies.findings import ABOUT, KINDS, TASK, findings, numbers, provenance, tables
-from trimtab.studies.folder import RunFolder, settings_hash
-from trimtab.studies.settings import Settings, read_by
+from trimtab.studies.folder import RunFolder
+from trimtab.studies.settings import READING, Settings, read_by
+from trimtab.studies.state import settings_hash
 from trimtab.studies.store import Store
 from trimtab.tasks import builtin
 from trimtab.tasks.files import load_task, save_task
-from trimtab.tasks.fit import fit
+from trimtab.tasks.fit import Fitted, fit
 from trimtab.values.edit import Intervention
 from trimtab.values.findings import STAGES, Evaluation, Findings, Screening, Search, Validation, Verdict
 from trimtab.values.saved import Saved
@@ -43,7 +44,7 @@ LEAST_GROUPS = 3
 """In each part."""
 RECENT = 50
 """Runs in which a stage's result is looked for."""
-VERSION = 1
+VERSION = 2
 """Of what the stages compute: a change here makes every stage run again."""
 Listener = Callable[[str, str, float], None]
 """Told the stage, what is being done in it, and the share of it that is done."""
@@ -91,22 +92,42 @@ class Study:
         """The task as it was given, by name, in a file, or ready made."""
         if self._task is not None:
             return self._task
-        name = self.settings.task
-        return builtin.task(name) if name in builtin.names() or not Path(name).exists() else load_task(name)
+        name, reading = self.settings.task, self.settings.reading()
+        if name in builtin.names() or not Path(name).exists():
+            task = builtin.task(name)
+            if reading:
+                raise StudyError(f"{next(iter(reading))} is for task files: the built-in task {name} needs none")
+            return task
+        return load_task(name, **reading)
 
     @cached_property
     def task(self) -> Task:
         """The task, without the examples that the model's tokenizer cannot do."""
-        fitted = fit(self.lm, self._whole).task
-        return fitted.shuffled(self.settings.seed) if self.settings.shuffle_labels else fitted
+        task = self.fitted.task
+        return task.shuffled(self.settings.seed) if self.settings.shuffle_labels else task
+
+    @cached_property
+    def fitted(self) -> Fitted:
+        """What the model's tokenizer can do of the task; StudyError where it asks one and the same thing."""
+        found = fit(self.lm, self._whole)
+        if found.distinct < 2:
+            raise StudyError(
+                f"the {len(found.task)} example(s) of {found.task.name} are all read after the same prompt with the "
+                "same answers: one number has no interval. Give examples questions of their own; in a file of labelled "
+                "texts the question may hold {text}"
+            )
+        return found
 
     @cached_property
     def parts(self) -> Parts:
         """Train, validation and test part, as large as the settings ask for, sharing no group."""
         from trimtab.tasks.task import Parts
 
-        settings = self.settings
-        split = self.task.split(settings.seed)
+        settings, why = self.settings, f" ({self.fitted.why_joined})" if self.fitted.joined else ""
+        try:
+            split = self.task.split(settings.seed)
+        except TaskError as error:
+            raise StudyError(f"{error}{why}") from error
         most = (settings.train, settings.validation, settings.test)
         parts = Parts(*(part.take(n, settings.seed) for part, n in zip(split, most, strict=True)))
         for name, part in parts._asdict().items():
@@ -114,7 +135,7 @@ class Study:
                 raise StudyError(
                     f"the {name} part of {self.task.name} has examples of {len(set(part.groups))} group(s), and its "
                     f"intervals need {LEAST_GROUPS} or more: give examples of more groups (templates, topics, "
-                    f"entities), at least {4 * LEAST_GROUPS} in all, or raise {name}"
+                    f"entities), at least {4 * LEAST_GROUPS} in all, or raise {name}{why}"
                 )
         return parts
 
@@ -331,7 +352,8 @@ def study(
         task: the name of a built-in task, a task file, a TOML file of settings, or a `Task`.
         model: a name or path to load, or an `LM`.
         store: where runs are kept: a folder or a `Store`; by default `$TRIMTAB_RUNS`, else `runs` here.
-        settings: those of `Settings`, such as `quick=True`, `seed=1`, `kl_limit=0.2`, `objects=("head",)`.
+        settings: those of `Settings`, such as `quick=True`, `seed=1`, `kl_limit=0.2`, `objects=("head",)`; for a file
+            with other columns than ours, `mapping={"positive": "good"}` and `every={"question": "It is"}`.
 
     Raises StudyError for an unknown setting, with the nearest one, or a value that does not fit.
 
@@ -344,6 +366,11 @@ def study(
         settings["model"] = model
     kept = store if isinstance(store, Store) else Store(store)
     if not isinstance(task, str | Path):
+        if given := [name for name in READING if name in settings]:
+            raise StudyError(
+                f"{given[0]} is for task files, and a Task has been read already: give it to load_task, or give the "
+                "file's path"
+            )
         return Study(Settings.of(task=task.name, **settings), lm=lm, task=task, store=kept)
     if Path(task).suffix == ".toml":
         return Study(Settings.read(Path(task), **settings), lm=lm, store=kept)

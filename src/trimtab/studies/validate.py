@@ -4,10 +4,13 @@ Clean and corrupt prompts that correspond are patched: the clean run's activatio
 texts do not correspond to the questions that are asked, so there the mean difference between their two sides is
 added. Both are exact. A unit is compared with random units of its layer; a site as wide as the residual stream, of
 which a layer has one, with random directions of the same length. A candidate that does no more than these is listed as
-a false positive.
+a false positive. The setting `validator` names another method that intervenes; a wide site is then compared with the
+same site of random other layers, as a direction has no meaning for every method.
 """
 
 from __future__ import annotations
+
+import inspect
 
 import numpy as np
 
@@ -16,6 +19,7 @@ from trimtab.errors import StudyError
 from trimtab.evaluate.controls import random_directions
 from trimtab.evaluate.effect import effects
 from trimtab.studies.context import Context
+from trimtab.studies.locating import told, validator
 from trimtab.studies.screen import is_wide
 from trimtab.tasks.means import mean_difference
 from trimtab.values.edit import Edit, Intervention
@@ -35,13 +39,24 @@ def validate(context: Context, screening: Screening) -> Validation:
     """
     lm, task, source = context.lm, context.parts.validation, context.parts.train
     chosen = _affordable(context, screening.candidates)
+    name = context.settings.validator
     patches = task.shape == "counterfactual"
     rng = np.random.default_rng(context.settings.seed)
     sites = [Site.parse(c.site) for c in chosen]
-    controls = [[] if is_wide(site) else _like(lm.anatomy.units(site.base), site, sites, rng) for site in sites]
+    controls = [
+        ([] if name is None else _elsewhere(lm.anatomy.n_layers, site, sites, rng))
+        if is_wide(site)
+        else _like(lm.anatomy.units(site.base), site, sites, rng)
+        for site in sites
+    ]
     every = list(dict.fromkeys([*sites, *(site for part in controls for site in part)]))
-    progress = context.step("patching candidates" if patches else "shifting candidates", 0.05, 0.8)
-    if patches:
+    progress = context.step("intervening at candidates", 0.05, 0.8)
+    if name is not None:
+        test = validator(name)
+        takes = inspect.signature(test).parameters
+        options = {key: value for key, value in {"source": source, "progress": progress}.items() if key in takes}
+        scores = test(lm, task, every, **options)
+    elif patches:
         scores = locate.patching(lm, task, every, progress=progress)
     else:
         scores = locate.shift(lm, task, every, source=source, progress=progress)
@@ -53,7 +68,9 @@ def validate(context: Context, screening: Screening) -> Validation:
         draws = np.stack([moved[other] for other in others]) if others else random[site]
         checks.append(_checked(candidate, moved[site], draws, task.groups))
     how = (
-        "the clean run's activation put into the corrupt run (exact activation patching)"
+        told(name)
+        if name is not None
+        else "the clean run's activation put into the corrupt run (exact activation patching)"
         if patches
         else "the mean difference between the two sides' activations added while the question is read (exact)"
     )
@@ -80,6 +97,13 @@ def _like(units: int, site: Site, taken: list[Site], rng: np.random.Generator) -
     candidates = {i for other in taken if other.whole == site.whole for i in other.index or ()} | {own}
     free = [i for i in range(units) if i not in candidates] or [i for i in range(units) if i != own]
     return [site.with_(index=(int(i),)) for i in rng.permutation(free)[:DRAWS]]
+
+
+def _elsewhere(layers: int, site: Site, taken: list[Site], rng: np.random.Generator) -> list[Site]:
+    """The same site of random other layers, none of them a candidate if that can be helped."""
+    others = [site.with_(layer=layer) for layer in range(layers) if layer != site.layer]
+    free = [other for other in others if other not in taken] or others
+    return [free[int(i)] for i in rng.permutation(len(free))[:DRAWS]]
 
 
 def _directions(context: Context, sites: list[Site], patches: bool) -> dict[Site, np.ndarray]:

@@ -1,161 +1,36 @@
 """Files: tasks from data of your own or from the data sets of the field, and back into a file.
 
 A file is read row by row and never as a whole, rows that are broken are reported with their lines, and a text that is
-in two groups is refused. What a row must hold is a table (`FORMATS`); how texts are paired is `tasks.pairs`' affair. It
-knows nothing of models and tokenizers.
+in two groups is refused. What a row must hold is a table (`tasks.formats`); how texts are paired is `tasks.labelled`'s
+and `tasks.templates`' affair. It knows nothing of models and tokenizers.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from trimtab.errors import TaskError, nearest
-from trimtab.tasks.builtin.refusal import HELP, REFUSAL
-from trimtab.tasks.builtin.truth import QUESTION
-from trimtab.tasks.example import Contrast, Counterfactual, Example
+from trimtab.tasks.example import Contrast, Example
+from trimtab.tasks.fields import Broken, Plan, fields, kind_of, plan_of
+from trimtab.tasks.formats import FIELDS, FORMATS, KINDS
+from trimtab.tasks.groups import refuse_leaks
+from trimtab.tasks.making import MAKERS, Fault, Part
 from trimtab.tasks.metrics import BY_NAME, Metric
-from trimtab.tasks.pairs import Item, contrasts, fields_of, fill, own_groups, pair, refuse_leaks, sides_of, twins_of
-from trimtab.tasks.rows import MOST, Place, Source, Unit, Values, Wish, units
+from trimtab.tasks.records import Place, Values
+from trimtab.tasks.rows import MOST, Source, Unit, Wish, units
 from trimtab.tasks.task import Task
 
 SHOWN = 10
 """Broken rows that a message lists."""
-CANDIDATES = 4
-"""Corrupt prompts for each clean one, where they are made here."""
-
-Kind = Literal["contrast", "counterfactual", "labelled", "samples"]
-
-KINDS: dict[Kind, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "contrast": (
-        ("positive", "negative"),
-        ("group", "prompt", "question", "answers", "distractors", "positive_system", "negative_system"),
-    ),
-    "counterfactual": (("clean", "corrupt", "answers", "distractors"), ("group", "spans", "corrupt_spans")),
-    "samples": (("clean", "answers"), ("group",)),
-    "labelled": (("text", "label"), ("group", "question", "answers", "distractors")),
-}
-"""The fields of each kind of row: those that it must have, and those that it may have."""
-FIELDS = tuple(dict.fromkeys(name for need, may in KINDS.values() for name in (*need, *may)))
-ALSO = {"answers": "answer", "distractors": "distractor"}
-"""What a column may be called, too."""
-TOGETHER = ("question", "answers", "distractors")
-
-
-@dataclass(frozen=True)
-class Format:
-    """A data set that is recognised by its `columns`: where our fields are found in it, and how it is measured.
-
-    `raw` is the mapping where prompts are not put into a chat template. `topic` is a column that names the group of a
-    pair by its positive text, while texts are paired whatever their topics. `groups` says that groups are the data
-    set's own, and become one where they share a text. Columns that are `made` here are in no file as they are.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    mapping: Mapping[str, str]
-    raw: Mapping[str, str] = field(default_factory=dict)
-    every: Mapping[str, object] = field(default_factory=dict)
-    topic: str = ""
-    sides: str = ""
-    chat: bool = False
-    read: str = "text"
-    groups: bool = False
-    made: bool = True
-    poles: tuple[str, str] = ("positive", "negative")
-    about: str = ""
-
-
-FORMATS = (
-    Format(
-        "BLiMP",
-        ("sentence_good", "sentence_bad"),
-        {"positive": "sentence_good", "negative": "sentence_bad"},
-        poles=("grammatical", "ungrammatical"),
-        made=False,
-        about="Sentences that are grammatical against their minimal pairs that are not.",
-    ),
-    Format(
-        "behaviour",
-        ("question", "answer_matching_behavior", "answer_not_matching_behavior"),
-        {"prompt": "question", "positive": "answer_matching_behavior", "negative": "answer_not_matching_behavior"},
-        raw={
-            "prompt": "{question}\n\nAnswer:",
-            "positive": " {answer_matching_behavior}",
-            "negative": " {answer_not_matching_behavior}",
-        },
-        chat=True,
-        poles=("matching", "not matching"),
-        made=False,
-        about="Answers that match a behaviour against answers that do not.",
-    ),
-    Format(
-        "true and false statements",
-        ("statement", "label"),
-        {"text": "statement", "label": "label", "group": "city"},
-        every={
-            "question": QUESTION.format("{text}"),
-            "answers": (" true",),
-            "distractors": (" false",),
-        },
-        poles=("true", "false"),
-        made=False,
-        about="True statements against false ones.",
-    ),
-    Format(
-        "instructions",
-        ("instruction", "label"),
-        {"text": "instruction", "label": "label"},
-        every={"question": "{text}", "answers": REFUSAL, "distractors": HELP},
-        topic="category",
-        sides='files named harmful… and harmless… are given together, load_task(["harmful.json", "harmless.json"])',
-        chat=True,
-        read="last",
-        poles=("harmful", "harmless"),
-        about="Harmful instructions against harmless ones.",
-    ),
-    Format(
-        "relation",
-        ("subject", "object", "prompt_templates"),
-        {"clean": "prompt_templates", "answers": " {object}"},
-        about="What a relation gives for one subject, against what it gives for another.",
-    ),
-    Format(
-        "parallel lines",
-        ("first", "second"),
-        {"positive": "first", "negative": "second"},
-        about="Lines of one file against the same lines of another.",
-    ),
-    Format(
-        "WinoBias",
-        ("pro", "anti", "group"),
-        {"positive": "pro", "negative": "anti", "group": "group"},
-        groups=True,
-        poles=("stereotyped", "against the stereotype"),
-        about="Pronouns that fit an occupation's stereotype against pronouns that do not.",
-    ),
-    Format(
-        "Winogender",
-        ("male", "female", "occupation"),
-        {"positive": "male", "negative": "female", "group": "occupation"},
-        groups=True,
-        poles=("male", "female"),
-        about="The same sentence with a male and with a female pronoun.",
-    ),
-)
-
-
-class Fault(NamedTuple):
-    """A row that is broken, and what is wrong with it."""
-
-    place: Place
-    what: str
+HEADER = ("name", "about", "metric", "poles", "chat", "system", "read", "instruction", "source")
+"""The settings of a task that the first line of its file may hold."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +114,7 @@ def _loaded(source: Source, wish: Wish) -> Loaded:
     if len(forms) > 1:
         listed = "; ".join(f"{file}: {form}" for form, file in forms.items())
         raise TaskError(f"{name} holds rows of different formats ({listed}): load them one by one")
-    examples, places, notes = _MAKERS[first.plan.kind](parts, wish.name or name, wish)
+    examples, places, notes = MAKERS[first.plan.kind](parts, wish.name or name, wish)
     faults = sorted(fault for part in parts for fault in part.faults)
     form = first.plan.form
     settings: dict[str, Any] = {"name": name, "source": "; ".join((name, *notes))}
@@ -277,9 +152,6 @@ def save_task(task: Task, path: str | PathLike[str]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-HEADER = ("name", "about", "metric", "poles", "chat", "system", "read", "instruction", "source")
-
-
 def _fields_of(example: Example) -> tuple[str, ...]:
     need, may = KINDS["contrast" if isinstance(example, Contrast) else "counterfactual"]
     return *need, *may
@@ -287,41 +159,6 @@ def _fields_of(example: Example) -> tuple[str, ...]:
 
 # What is read: parts, each of one file
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-class _Plan(NamedTuple):
-    """How a row becomes fields: its kind, and for each field a function of the row.
-
-    `specs` say where each field is, `every` what it is in all rows; `loose` fields were not asked for: they are taken
-    where a row has them.
-    """
-
-    kind: Kind
-    form: Format | None
-    specs: dict[str, str | Sequence[str]]
-    every: Mapping[str, object]
-    take: dict[str, Callable[[Values], object]]
-    loose: frozenset[str] = frozenset()
-
-    @property
-    def named(self) -> str:
-        """The format, or the kind of row where it is none."""
-        return self.kind if self.form is None else self.form.name
-
-
-class _Part(NamedTuple):
-    """The rows of one unit: good ones as fields, the others as faults."""
-
-    name: str
-    plan: _Plan
-    rows: list[tuple[Place, dict[str, Any]]]
-    faults: list[Fault]
-    header: dict[str, Any]
-    poles: tuple[str, str] | None
-
-
-class _Broken(Exception):
-    """What is wrong with a row."""
 
 
 class _Budget:
@@ -339,7 +176,7 @@ class _Budget:
             )
 
 
-def _read(unit: Unit, wish: Wish, budget: _Budget) -> _Part | None:
+def _read(unit: Unit, wish: Wish, budget: _Budget) -> Part | None:
     """The part that a unit holds; None where it has no rows at all."""
     faults: list[Fault] = []
     header: dict[str, Any] = {}
@@ -356,18 +193,18 @@ def _read(unit: Unit, wish: Wish, budget: _Budget) -> _Part | None:
         faults.append(Fault(place, str(row)))
     if first is None:
         if faults:
-            return _Part(unit.name, _Plan("contrast", None, {}, {}, {}), [], faults, header, unit.poles)
+            return Part(unit.name, Plan("contrast", None, {}, {}, {}), [], faults, header, unit.poles)
         return None
-    plan = _plan(unit.name, first[1], wish)
+    plan = plan_of(unit.name, first[1], wish)
     good: list[tuple[Place, dict[str, Any]]] = []
     for place, row in chain([first], _counted(rows, budget)):
         try:
             if not isinstance(row, Mapping):
-                raise _Broken(str(row))
-            good.append((place, _fields(plan, row)))
-        except _Broken as error:
+                raise Broken(str(row))
+            good.append((place, fields(plan, row)))
+        except Broken as error:
             faults.append(Fault(place, str(error)))
-    return _Part(unit.name, plan, good, faults, header, unit.poles)
+    return Part(unit.name, plan, good, faults, header, unit.poles)
 
 
 def _counted(rows: Iterator[tuple[Place, object]], budget: _Budget) -> Iterator[tuple[Place, object]]:
@@ -380,7 +217,7 @@ def _is_header(place: Place, row: Values, wish: Wish) -> bool:
     """Whether the first line says what the task is, rather than being an example with a column called task."""
     mapped = any(isinstance(spec, str) and spec in row for spec in (wish.mapping or {}).values())
     known = any(set(form.columns) <= set(row) for form in FORMATS)
-    return place[1:] == (1, "line") and isinstance(row.get("task"), str) and not (mapped or known or _kind(set(row)))
+    return place[1:] == (1, "line") and isinstance(row.get("task"), str) and not (mapped or known or kind_of(set(row)))
 
 
 def _header(place: Place, row: Values) -> dict[str, Any]:
@@ -403,251 +240,3 @@ def _header(place: Place, row: Values) -> dict[str, Any]:
     if not (isinstance(poles, tuple) and len(poles) == 2 and all(isinstance(pole, str) for pole in poles)):
         raise TaskError(f"{place}: poles are the two texts that name the sides, got {poles!r}")
     return found
-
-
-def _plan(file: str, row: Values, wish: Wish) -> _Plan:
-    """Where the fields are in rows like this one. TaskError, with the nearest column, where that cannot be told."""
-    columns = [str(column) for column in row]
-    form = (
-        next((known for known in FORMATS if set(known.columns) <= set(columns)), None) if wish.mapping is None else None
-    )
-    specs: dict[str, str | Sequence[str]] = dict(wish.mapping or {})
-    if form is not None:
-        specs = {**form.mapping, **(form.raw if wish.chat is False else {})}
-        specs = {name: spec for name, spec in specs.items() if spec in columns or "{" in spec}
-    every = {**(form.every if form is not None else {}), **(wish.every or {})}
-    own = [name for name in FIELDS if name in columns or ALSO.get(name) in columns]
-    kind = _kind({*specs, *every}) or _kind({*specs, *every, *own})
-    if kind is None:
-        raise TaskError(_unrecognised(file, columns, specs))
-    need, may = KINDS[kind]
-    wrong = next((name for name in (*specs, *every) if name not in (*need, *may)), None)
-    if wrong is not None:
-        raise TaskError(f"{file}: {kind} rows have no {wrong}: they have {', '.join((*need, *may))}")
-    if kind == "labelled" and (columnar := [name for name in TOGETHER if name in specs]):
-        raise TaskError(f"{file}: {columnar[0]} of labelled rows is the same for all of them: give it in every={{…}}")
-    given = {*specs, *every}
-    loose: list[str] = []
-    if form is None:
-        optional = may if kind in ("contrast", "counterfactual") else ("group",)
-        loose = [name for name in optional if name not in given]
-        specs |= {name: name if name in columns else ALSO[name] for name in need if name in own and name not in given}
-    lacking = [name for name in need if name not in specs and name not in every]
-    if lacking:
-        raise TaskError(f"{file}: {kind} rows need {', '.join(need)}; name the column of {lacking[0]} in mapping")
-    if kind == "samples":
-        specs, every = {**every, **specs}, {}
-        templates = specs["clean"] if form is None else tuple(map(str, row["prompt_templates"]))  # pyright: ignore[reportArgumentType]
-        specs |= {"clean": _templates(templates, columns), "answers": _templates(specs["answers"], columns)}
-    take = {name: _taker(file, spec, columns) for name, spec in specs.items() if name in given or kind == "samples"}
-    take |= {name: _column(name, ALSO.get(name)) for name in (*specs, *loose) if name not in take}
-    if form is not None and form.topic in columns:
-        take["topic"] = _column(form.topic)
-    return _Plan(kind, form, specs, every, take, frozenset(loose))
-
-
-def _templates(spec: str | Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:
-    """As templates: a column is one that holds nothing but it."""
-    each = (spec,) if isinstance(spec, str) else tuple(spec)
-    return tuple(f"{{{one}}}" if one in columns else one for one in each)
-
-
-def _kind(names: set[str]) -> Kind | None:
-    if {"clean", "corrupt"} <= names:
-        return "counterfactual"
-    return next((kind for kind, (need, _) in KINDS.items() if set(need) <= names), None)
-
-
-def _unrecognised(file: str, columns: Sequence[str], specs: Mapping[str, object]) -> str:
-    """Which format the columns come nearest to, and what they lack of it."""
-    wanted = {known.name: known.columns for known in FORMATS if not known.made}
-    wanted |= {kind: need for kind, (need, _) in KINDS.items()}
-    best, score = "", 0.0
-    for name, need in wanted.items():
-        near = sum(
-            1.0 if column in {*columns, *specs} else 0.75 if nearest(column, columns) else 0.0 for column in need
-        )
-        if near / len(need) > score:
-            best, score = name, near / len(need)
-    text = f"{file} has the columns {', '.join(columns) or '(none)'}"
-    if best and score >= 0.5:
-        lacks = [f'"{c}"{nearest(c, columns)}' for c in wanted[best] if c not in {*columns, *specs}]
-        text += f"; of the format {best} they lack {', '.join(lacks)}"
-    else:
-        text += ", which are those of no format that is known"
-    return (
-        f'{text}. Say which column is what: mapping={{"positive": …, "negative": …}}, {{"text": …, "label": …}}, '
-        '{"clean": …, "corrupt": …, "answers": …, "distractors": …} or {"clean": "a {column} in a text", "answers": …}'
-    )
-
-
-def _taker(file: str, spec: str | Sequence[str], columns: Sequence[str]) -> Callable[[Values], object]:
-    """A function of a row that gives a field: a column's value, or a template filled. TaskError for another column."""
-    if not isinstance(spec, str):
-        each = [_taker(file, one, columns) for one in spec]
-        return lambda row: tuple(take(row) for take in each)
-    if spec in columns:
-        return _column(spec)
-    names = fields_of(spec)
-    for name in names or [spec]:
-        if name not in columns:
-            raise TaskError(f'{file} has no column "{name}"{nearest(name, columns)}: it has {", ".join(columns)}')
-
-    def filled(row: Values) -> str:
-        values = {name: row.get(name) for name in names}
-        empty = [name for name, value in values.items() if _missing(value)]
-        if empty:
-            raise _Broken(f'"{empty[0]}" is empty, and "{spec}" needs it')
-        for name, value in values.items():
-            if not isinstance(value, str | int | float):
-                raise _Broken(f'"{name}" must be a text to be put into "{spec}", got {value!r:.60}')
-        return fill(spec, values)[0]
-
-    return filled
-
-
-def _column(name: str, also: str | None = None) -> Callable[[Values], object]:
-    return lambda row: row.get(name) if also is None or name in row else row.get(also)
-
-
-def _missing(value: object) -> bool:
-    return value is None or value != value or (isinstance(value, str) and not value.strip())  # NaN is not itself
-
-
-# Rows to fields, fields to examples
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _fields(plan: _Plan, row: Values) -> dict[str, Any]:
-    """The fields of a row, checked one by one."""
-    found: dict[str, Any] = dict(plan.every)
-    for name, take in plan.take.items():
-        value = take(row)
-        if not _missing(value):
-            found[name] = _checked(name, value)
-        elif name in KINDS[plan.kind][0]:
-            column = str(plan.specs[name])
-            if column in row:
-                raise _Broken(f'"{column}" is {"empty" if isinstance(row[column], str) else row[column]}')
-            raise _Broken(f'there is no "{column}"{nearest(column, map(str, row))}')
-    if not found.keys() >= set(TOGETHER):  # a column called question need not be one that answers follow
-        found = {name: value for name, value in found.items() if name not in plan.loose or name not in TOGETHER}
-    if plan.kind == "samples":  # prompts are written later, when it is known which sample is whose twin
-        templates, words = plan.specs["clean"], plan.specs["answers"]
-        used = {column for template in (*templates, *words) for column in fields_of(template)}
-        found |= {"values": {column: row[column] for column in used}, "templates": templates, "words": words}
-    return found
-
-
-def _checked(name: str, value: object) -> object:
-    if name == "label":
-        return value
-    if name in ("group", "topic"):
-        return _text(name, str(value))
-    if name in ("answers", "distractors"):
-        words = value if isinstance(value, list | tuple) else (value,)
-        return tuple(_text(name, word) for word in words)
-    if name in ("spans", "corrupt_spans"):
-        if not isinstance(value, Mapping):
-            raise _Broken(f'{name} must map names to texts, such as {{"subject": "France"}}, got {value!r}')
-        return {str(key): tuple(span) if isinstance(span, list) else span for key, span in value.items()}
-    if name == "clean" and isinstance(value, tuple):
-        return tuple(_text(name, each) for each in value)
-    return _text(name, value)
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise _Broken(f"{name} must be a text, got {value!r}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise _Broken(f"{name} holds half of a character, {value[error.start]!r}") from error
-    return str(value)
-
-
-Made = tuple[list[Example], list[Place], list[str]]
-
-
-def _examples(parts: Sequence[_Part], name: str, wish: Wish) -> Made:
-    """Contrast or counterfactual examples, one for each row; rows that make none become faults of their part."""
-    made: list[tuple[Example, Place]] = []
-    ours = any(part.plan.form is not None and part.plan.form.groups for part in parts)
-    grouped = any("group" in values for part in parts for _, values in part.rows)
-    for part in parts:
-        shape = Contrast if part.plan.kind == "contrast" else Counterfactual
-        for place, values in part.rows:
-            if grouped and "group" not in values:
-                part.faults.append(Fault(place, "it has no group, and other rows have one"))
-                continue
-            try:
-                made.append((shape(**{"group": "-", **values}), place))
-            except TaskError as error:
-                part.faults.append(Fault(place, str(error)))
-    examples, places = [example for example, _ in made], [place for _, place in made]
-    if ours or not grouped:
-        examples = own_groups(examples, named=ours)
-    else:
-        refuse_leaks(examples, list(map(str, places)), name)
-    kept: dict[Example, Place] = {}
-    for example, place in zip(examples, places, strict=True):
-        kept.setdefault(example, place)
-    repeated = len(examples) - len(kept)
-    return list(kept), list(kept.values()), [f"{repeated} repeated rows counted once"] if repeated else []
-
-
-def _labelled(parts: Sequence[_Part], name: str, wish: Wish) -> Made:
-    """Contrast examples from labelled texts: pairs of one file and group."""
-    rows = [(part, place, values) for part in parts for place, values in part.rows]
-    places = {str(place): place for _, place, _ in rows}
-    try:
-        sides = sides_of([values["label"] for _, _, values in rows], wish.positive)
-        items: list[Item] = []
-        for (part, place, values), side in zip(rows, sides, strict=True):
-            topical = part.plan.form is not None and part.plan.form.topic
-            bucket = "" if topical else f"{part.name}\n{values.get('group', '')}"
-            items.append(Item(values["text"], side, values.get("group", values.get("topic")), str(place), bucket))
-        pairs, notes = pair(items, name)
-    except TaskError as error:
-        if any(part.faults for part in parts):  # what is left of a broken file may be of one side: first things first
-            return [], [], [str(error)]
-        form = rows[0][0].plan.form
-        hint = f"; {form.sides}" if form is not None and form.sides else ""
-        raise TaskError(f"{name}: {str(error).removeprefix(f'{name}: ')}{hint}") from error
-    every = rows[0][2]
-    words = {key: every[key] for key in ("answers", "distractors") if key in every}
-    made = contrasts(pairs, str(every.get("question", "")), **words)
-    return [example for example, _ in made], [places[place] for _, place in made], notes
-
-
-def _samples(parts: Sequence[_Part], name: str, wish: Wish) -> Made:
-    """Counterfactual examples from rows that fill a template."""
-    prompts = sum(len(part.rows) * len(part.plan.specs["clean"]) for part in parts if part.rows)
-    candidates = max(1, min(CANDIDATES, wish.most // max(1, prompts)))
-    examples: list[Example] = []
-    places: list[Place] = []
-    for part in parts:
-        values = [fields for _, fields in part.rows]
-        if not values:
-            continue
-        groups = [fields["group"] for fields in values] if all("group" in fields for fields in values) else None
-        samples, first = [fields["values"] for fields in values], values[0]
-        try:
-            made = twins_of(first["templates"], samples, first["words"], groups, candidates, part.name)
-        except TaskError as error:
-            if part.faults:  # what is left of a broken file may be too little: first things first
-                return [], [], [str(error)]
-            raise
-        for example, sample in made:
-            group = example.group if len(parts) == 1 or groups is not None else f"{part.name}: {example.group}"
-            examples.append(example.with_(group=group))
-            places.append(part.rows[sample][0])
-    return examples, places, []
-
-
-_MAKERS: dict[Kind, Callable[[Sequence[_Part], str, Wish], Made]] = {
-    "contrast": _examples,
-    "counterfactual": _examples,
-    "labelled": _labelled,
-    "samples": _samples,
-}

@@ -16,6 +16,7 @@ import torch
 from trimtab.errors import PromptError, TaskError
 from trimtab.model.spans import locate
 from trimtab.model.tokens import rows_of_texts, special
+from trimtab.tasks.distinct import joined, measured
 from trimtab.tasks.example import Contrast, Counterfactual, Example
 from trimtab.tasks.measure import measure, tokens_of
 from trimtab.tasks.task import LEAST, Task
@@ -47,21 +48,38 @@ class Dropped:
 class Fitted:
     """The `task` with the examples that fit the model of that name, and those that were `dropped`.
 
-    Printed, it says how many are left and what the others lack.
+    `distinct` is how many different prompts with different answers the model is asked; examples that ask it the same
+    share a group, for which so many groups were `joined` to others. Printed, it says how many are left and what the
+    others lack.
     """
 
     task: Task
     dropped: tuple[Dropped, ...]
     model: str = ""
+    distinct: int = 0
+    joined: int = 0
 
     def __str__(self) -> str:
         left, most = len(self.task), len(self.task) + len(self.dropped)
         text = f"{self.task.name}: {left} of {most} examples fit {self.model}"
         if self.dropped:
             text += f"; left out:\n{_table(self.dropped)}"
+        if self.joined:
+            text += f"\n{self.why_joined}"
         if left < LEAST:
             text += f"\nfewer than {LEAST} examples: intervals will be wide"
         return text
+
+    @property
+    def why_joined(self) -> str:
+        """What is said of groups that became one; empty where none did."""
+        if not self.joined:
+            return ""
+        left = len(set(self.task.groups))
+        return (
+            f"{left + self.joined} groups count as {left}: their {len(self.task)} examples are read after "
+            f"{self.distinct} different prompts, and those of one prompt and answers belong together"
+        )
 
 
 def fit(lm: LM, task: Task, *, right_only: bool = False, least: int | None = None) -> Fitted:
@@ -70,7 +88,8 @@ def fit(lm: LM, task: Task, *, right_only: bool = False, least: int | None = Non
     Kept are examples whose answers and distractors are single tokens of their own (or, of a contrast task most of whose
     answers are not, one answer and one distractor to be compared as texts); whose clean and corrupt prompts have
     equally many tokens; whose spans occur once; which fit the model's positions; which repeat no other one; and which
-    leave something to predict a text from. `right_only` keeps of these the counterfactual examples whose clean prompt
+    leave something to predict a text from. Groups whose examples are read after the same tokens, with the same answers
+    to choose from, become one. `right_only` keeps of these the counterfactual examples whose clean prompt
     the model continues rather with an answer than with a distractor.
 
     Raises TaskError where nothing is left, where fewer than `least` examples are, and where the model has no chat
@@ -100,7 +119,10 @@ def fit(lm: LM, task: Task, *, right_only: bool = False, least: int | None = Non
             f"{task.name}: {len(left)} of {len(task)} examples fit {lm.name}{wanted}; left out:\n{_table(dropped)}\n"
             "bring more examples, or such as this model's tokenizer can do"
         )
-    return Fitted(task.only(left), dropped, lm.name)
+    kept = task.only(left)
+    keys = measured(lm, kept)
+    made = joined(kept, keys)
+    return Fitted(made, dropped, lm.name, len(set(keys)), len(set(kept.groups)) - len(set(made.groups)))
 
 
 def _table(dropped: Sequence[Dropped]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from trimtab.errors import TaskError
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Readout
+from trimtab.model.tokens import continuations
 from trimtab.tasks.example import Contrast, Counterfactual
 from trimtab.tasks.metrics import Choice, Metric, readout, sequence_log_prob
 from trimtab.tasks.task import Task
@@ -112,6 +113,20 @@ def measure(lm: LM, task: Task, on: On = "corrupt", metric: Metric | None = None
     return _of_texts(lm, task, texts, metric, mean=not any(example.prompt for example in examples))
 
 
+def measure_alone(lm: LM, task: Task, metric: Metric | None = None) -> Measure:
+    """`measure` on the clean prompts of a counterfactual task without a look at their twins, which may be of another
+    length: where nothing of one prompt is put into the other. Spans are those that every clean prompt has.
+    """
+    examples = [e for e in task.examples if isinstance(e, Counterfactual)]
+    if not examples:
+        raise TaskError(f"{task.name} has contrast examples, and clean prompts with answers are needed")
+    named = [name for name in examples[0].spans if all(name in e.spans for e in examples)]
+    texts = [e.clean for e in examples]
+    spans = {**{name: [e.spans[name] for e in examples] for name in named}, "text": texts}
+    options = {"chat": task.chat, "system": task.system if task.chat else None}
+    return _of_words(lm, task, _without_sink(lm.prompts(texts, spans=spans, **options)), examples, metric)
+
+
 def sides(lm: LM, task: Task) -> Sides:
     """The prompts whose activations are compared. PromptError where clean and corrupt do not correspond."""
     if task.shape == "counterfactual":
@@ -155,12 +170,9 @@ def answer_tokens(lm: LM, words: Sequence[str]) -> list[int] | None:
 
 
 def tokens_of(lm: LM, texts: Iterable[str]) -> dict[str, list[int]]:
-    """The tokens of each text as one that goes on from another: nothing is added to it. One call for all of them."""
+    """The tokens of each text as one that goes on from another: nothing is added to it. A few calls for all of them."""
     unique = list(dict.fromkeys(texts))
-    if not unique:
-        return {}
-    rows = lm.tokenizer(unique, add_special_tokens=False, verbose=False)["input_ids"]
-    return dict(zip(unique, rows, strict=True))
+    return dict(zip(unique, continuations(lm.tokenizer, unique), strict=True))
 
 
 def _contrast_side(lm: LM, task: Task, texts: Sequence[tuple[str, str, str | None]]) -> Prompts:
@@ -248,9 +260,9 @@ def _of_texts(
     rows: list[list[int]] = []
     targets: list[list[int]] = []
     weights: list[float] = []
-    heads = _rows(lm, (prompt for prompt, _ in texts if prompt), task)
+    heads = prompt_tokens(lm, (prompt for prompt, _ in texts if prompt), task)
     tails = tokens_of(lm, (text for prompt, pair in texts if prompt for text in pair))
-    bare = _rows(lm, (text for prompt, pair in texts if not prompt for text in pair))
+    bare = prompt_tokens(lm, (text for prompt, pair in texts if not prompt for text in pair))
     for prompt, pair in texts:
         for text, sign in zip(pair, (1.0, -1.0), strict=True):
             row = heads[prompt] + tails[text] if prompt else bare[text]
@@ -269,7 +281,7 @@ def _of_texts(
     return Measure(prompts, made, np.repeat(np.arange(len(texts)), 2), groups)
 
 
-def _rows(lm: LM, texts: Iterable[str], task: Task | None = None) -> dict[str, list[int]]:
+def prompt_tokens(lm: LM, texts: Iterable[str], task: Task | None = None) -> dict[str, list[int]]:
     """The tokens of each text as a prompt, in the template where the task is chat."""
     unique = list(dict.fromkeys(texts))
     if not unique:

@@ -44,8 +44,8 @@ class Task(Content):
     prompt of questions. `read` is the scope over which activations of contrast texts are averaged ("text": all its
     tokens but a row's very first, which draws attention whatever it says; "last").
 
-    `instruction` asks for the positive side in words, the prompt-only baseline: it goes before a question, or into the
-    system prompt of a chat.
+    `instruction` asks for the positive side in words, the prompt-only baseline: it goes before a question, before both
+    prompts of a counterfactual example, or into the system prompt of a chat.
 
     Raises TaskError without examples, or where they are of both shapes or repeat.
     """

@@ -31,10 +31,7 @@ def bootstrap_interval(
     `values` has shape (example, …), `groups` one label for each example (None: each its own). With fewer than two
     groups that have a value there is nothing to resample, and both ends are NaN.
     """
-    if not 0 < level < 1:
-        raise TrimtabError(f"level is a probability between 0 and 1, such as 0.95, got {level!r}")
-    if samples < 1:
-        raise TrimtabError(f"samples is the number of resamples, at least 1, got {samples!r}")
+    _check(level, samples)
     n, shape = values.shape[0], values.shape[1:]
     flat = values.reshape(n, -1).astype(np.float64)
     sums, counts = _by_group(flat, groups)
@@ -62,8 +59,8 @@ def mean_interval(
     groups: Sequence[object] | None = None,
     samples: int = 2000,
     seed: int = 0,
-) -> tuple[float, float]:
-    """The interval of a mean over examples (example) that come in groups.
+) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of the means over examples of values (example, …) that come in groups: both ends, each (…).
 
     With 30 groups or more it is the group bootstrap. Fewer groups are too few to resample (a percentile interval of
     95 % then misses the mean 10 to 25 % of the time), so it is Student's with the cluster-robust variance,
@@ -71,19 +68,30 @@ def mean_interval(
     """
     from scipy.stats import t as student
 
+    _check(level, samples)
     values = np.asarray(values, dtype=np.float64)
-    sums, counts = (part[:, 0] for part in _by_group(values[:, None], groups))
-    sums, counts = sums[counts > 0], counts[counts > 0]
-    if len(counts) < 2:
-        return float("nan"), float("nan")
-    if len(counts) >= FEW:
-        low, high = bootstrap_interval(values, level=level, samples=samples, seed=seed, groups=groups)
-        return float(low), float(high)
-    n, g = counts.sum(), len(counts)
-    mean = sums.sum() / n
-    error = np.sqrt(g / (g - 1) * ((sums - counts * mean) ** 2).sum()) / n
-    reach = float(student.ppf((1 + level) / 2, g - 1)) * error
-    return float(mean - reach), float(mean + reach)
+    flat, shape = values.reshape(len(values), -1), values.shape[1:]
+    sums, counts = _by_group(flat, groups)
+    g = (counts > 0).sum(axis=0)
+    low, high = np.full((2, flat.shape[1]), np.nan)
+    if (many := g >= FEW).any():
+        low[many], high[many] = bootstrap_interval(
+            flat[:, many], level=level, samples=samples, seed=seed, groups=groups
+        )
+    if (few := (g >= 2) & ~many).any():
+        n, g = counts[:, few].sum(axis=0), g[few]
+        mean = sums[:, few].sum(axis=0) / n
+        error = np.sqrt(g / (g - 1) * ((sums[:, few] - counts[:, few] * mean) ** 2).sum(axis=0)) / n
+        reach = student.ppf((1 + level) / 2, g - 1) * error
+        low[few], high[few] = mean - reach, mean + reach
+    return low.reshape(shape), high.reshape(shape)
+
+
+def _check(level: float, samples: int) -> None:
+    if not 0 < level < 1:
+        raise TrimtabError(f"level is a probability between 0 and 1, such as 0.95, got {level!r}")
+    if samples < 1:
+        raise TrimtabError(f"samples is the number of resamples, at least 1, got {samples!r}")
 
 
 def _by_group(flat: np.ndarray, groups: Sequence[object] | None) -> tuple[np.ndarray, np.ndarray]:

@@ -23,17 +23,22 @@ T = TypeVar("T")
 
 _WRITTEN: dict[str, type] = {"Site": Site, "Scope": Scope, "Selection": Selection, "Edge": Edge}
 _CLASSES: dict[str, type] = {}
+LISTED = 10_000
 
 
 class Content:
     """A base of frozen dataclasses that are equal, and hash, by what they hold: arrays by dtype, shape and bytes."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
+    LATER: ClassVar[Mapping[str, object]] = {}
+    """Fields that files of earlier versions lack, and what these mean by it: a value that has just that is written, and
+    has the digest, as if the field were not there."""
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         if cls.__module__.startswith("trimtab.values."):
-            _CLASSES[cls.__name__] = cls
+            known = _CLASSES.setdefault(cls.__name__, cls)
+            assert known.__module__ == cls.__module__, f"files name values by class, and there are two {cls.__name__}"
 
     @property
     def digest(self) -> str:
@@ -46,7 +51,7 @@ class Content:
 
     def _content(self) -> object:
         """What the digest covers."""
-        return {"is": type(self).__name__, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
+        return {"is": type(self).__name__, **_written(self)}
 
     def __eq__(self, other: object) -> bool:
         return self is other or (type(other) is type(self) and self.digest == other.digest)
@@ -78,9 +83,29 @@ def encode(value: object, arrays: dict[str, np.ndarray]) -> object:
     if isinstance(value, Mapping):
         return {"is": "map", "items": {str(key): encode(item, arrays) for key, item in value.items()}}
     if isinstance(value, Content):
-        fields = dataclasses.fields(value)
-        return {"is": type(value).__name__, **{f.name: encode(getattr(value, f.name), arrays) for f in fields}}
+        fields = _written(value)
+        return {"is": type(value).__name__, **{name: encode(field, arrays) for name, field in fields.items()}}
     raise TypeError(f"{type(value).__name__} is not a value that can be written")
+
+
+def listed(value: Content) -> object:
+    """A value as plain JSON to be read by others: arrays as lists, of those with over 10,000 numbers the shape."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def plain(part: object) -> object:
+        if isinstance(part, list):
+            return [plain(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        if part.get("is") == "array":
+            array = arrays[str(part["key"])]
+            return array.tolist() if array.size <= LISTED else {"shape": list(array.shape)}
+        if part.get("is") in _WRITTEN:
+            return part["text"]
+        inner = part["items"] if part.get("is") == "map" else part
+        return {key: plain(item) for key, item in inner.items()}
+
+    return plain(encode(value, arrays))
 
 
 def decode(value: object, arrays: Mapping[str, np.ndarray], expected: type[T]) -> T:
@@ -124,6 +149,12 @@ def digest_of(value: object) -> str:
         digest.update(f"\n{key} {array.dtype.str} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _written(value: Content) -> dict[str, object]:
+    """The fields that are written: all but those of `LATER` that are as they were before there were any."""
+    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {name: field for name, field in fields.items() if name not in value.LATER or field != value.LATER[name]}
 
 
 def _short(value: object) -> str:

@@ -48,6 +48,23 @@ def write_safetensors(path: str | PathLike[str], tensors: Mapping[str, np.ndarra
         partial.unlink(missing_ok=True)
 
 
+def kind_of(path: str | PathLike[str]) -> str:
+    """What a file that `write_safetensors` wrote holds ("scores", …). FileError for a file that is none."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"there is no file {path}" + (": it is a folder" if path.is_dir() else ""))
+    try:
+        with safe_open(path, framework="numpy") as file:
+            kind = (file.metadata() or {}).get("trimtab", "")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError(f"{path} is damaged, truncated, or not a safetensors file ({error}); write it again") from error
+    if not kind:
+        raise FileError(f"{path} is a safetensors file, but not one that trimtab wrote")
+    return kind
+
+
 def read_safetensors(path: str | PathLike[str], kind: str) -> tuple[dict[str, np.ndarray], Any]:
     """The arrays and the JSON of a file that `write_safetensors` wrote.
 

@@ -37,7 +37,7 @@ class Estimate(Content):
         """From one value for each example, over whole groups where there are groups: `bootstrap.mean_interval`."""
         values = np.asarray(values, dtype=np.float64)
         low, high = mean_interval(values, groups=groups, seed=seed)
-        return cls(float(mean_over_examples(values)), low, high, int((~np.isnan(values)).sum()))
+        return cls(float(mean_over_examples(values)), float(low), float(high), int((~np.isnan(values)).sum()))
 
     @property
     def excludes_zero(self) -> bool:
@@ -204,7 +204,8 @@ class Evaluation(Saved):
     `outcome` is the task's number before and after, `wrong_way` the share of examples that moved against the aim. `kl`
     (nats per token) is estimated over the sources of the neutral text, `perplexity` on the same text; `capability` is
     1 or 0 for each item. `prompt_only` is the same task with an instruction in place of the intervention, where one is
-    known. `figures` gives further named numbers, such as the balanced accuracy of a probe on held-out groups.
+    known, else `no_prompt` says why there is none. `left_out` gives for each other task that was not measured the
+    reason. `figures` gives further named numbers, such as the balanced accuracy of a probe on held-out groups.
     """
 
     KIND: ClassVar[str] = "evaluation"
@@ -222,6 +223,8 @@ class Evaluation(Saved):
     samples: tuple[Sample, ...]
     prompt_only: Outcome | None = None
     figures: Mapping[str, Estimate] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    no_prompt: str = ""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -94,6 +94,12 @@ class Lens(Saved):
         object.__setattr__(self, name, array)
 
     @property
+    def method(self) -> str:
+        """ "tuned lens" where streams were translated before they were read, else "logit lens"."""
+        tuned = self.provenance is not None and self.provenance.options.get("lens")
+        return "tuned lens" if tuned else "logit lens"
+
+    @property
     def k(self) -> int:
         """How many tokens are kept of each cell."""
         return self.top_ids.shape[-1]

@@ -65,7 +65,7 @@ class Outcome(Saved):
         """The mean of after − before, with its paired interval, by group where there are groups (`mean_interval`)."""
         change = self.after - self.before
         low, high = mean_interval(change, level=level, samples=samples, seed=seed, groups=self.groups)
-        return Difference(float(mean_over_examples(change)), low, high)
+        return Difference(float(mean_over_examples(change)), float(low), float(high))
 
     def __str__(self) -> str:
         before, after = (float(mean_over_examples(values)) for values in (self.before, self.after))

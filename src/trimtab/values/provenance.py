@@ -15,7 +15,7 @@ from typing import Any
 from trimtab.errors import FileError, TrimtabError
 from trimtab.values.content import Content
 from trimtab.values.scope import Scope
-from trimtab.values.site import Selection, Site
+from trimtab.values.site import Edge, Selection, Site
 
 PACKAGES = ("trimtab", "torch", "transformers", "numpy")
 
@@ -68,7 +68,7 @@ class Provenance(Content):
 
 
 def plain(options: Mapping[str, object]) -> dict[str, object]:
-    """Options as JSON holds them: numbers, text and lists of them; sites and numpy scalars are turned into these."""
+    """Options as JSON holds them: numbers, text and lists of them; sites, edges and numpy scalars become these."""
     try:
         return json.loads(json.dumps(dict(options), default=_plain))
     except (TypeError, ValueError) as error:
@@ -78,7 +78,7 @@ def plain(options: Mapping[str, object]) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, (Site, Scope, Selection)):
+    if isinstance(value, (Site, Edge, Scope, Selection)):
         return str(value)
     item = getattr(value, "item", None)
     if item is None:

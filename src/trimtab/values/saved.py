@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import pkgutil
+from importlib import import_module
 from os import PathLike
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self, cast
 
 import numpy as np
 
-from trimtab.errors import FileError
+from trimtab.errors import FileError, nearest
 from trimtab.values.content import Content, decode, encode
-from trimtab.values.files import read_safetensors, write_safetensors
+from trimtab.values.files import kind_of, read_safetensors, write_safetensors
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Saved(Content):
@@ -37,3 +42,26 @@ class Saved(Content):
         if made.digest != meta["digest"]:
             raise FileError(f"{path} was altered after it was written: its contents no longer give its digest")
         return made
+
+
+def load(path: str | PathLike[str]) -> Saved:
+    """Whatever value a file holds: its kind is in the file. FileError for one that holds none of ours.
+
+    >>> load("scores.safetensors")  # doctest: +SKIP
+    <Scores patching: …>
+    """
+    import trimtab.values as room
+
+    for module in pkgutil.iter_modules(room.__path__):
+        import_module(f"{room.__name__}.{module.name}")
+    known = {cls.KIND: cls for cls in Saved.__subclasses__() if cls.__module__.startswith(f"{room.__name__}.")}
+    kind = kind_of(path)
+    if kind not in known:
+        raise FileError(f"{path} holds {kind!r}{nearest(kind, known)}: there are {', '.join(sorted(known))}")
+    return known[kind].load(path)
+
+
+def frame_of(value: Saved) -> pd.DataFrame | None:
+    """The table of a value that has one (`to_frame`)."""
+    to_frame = getattr(value, "to_frame", None)
+    return cast("pd.DataFrame", to_frame()) if callable(to_frame) else None

@@ -5,27 +5,34 @@ It reads and ranks numbers and knows nothing of how they came about.
 
 from __future__ import annotations
 
-import math
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Self, TypeAlias, cast
 
 import numpy as np
+from typing_extensions import TypeVar
 
 from trimtab.errors import SiteError, TrimtabError, nearest
-from trimtab.values.bootstrap import bootstrap_interval, mean_over_examples
+from trimtab.values.bootstrap import mean_interval, mean_over_examples
 from trimtab.values.provenance import Provenance, plain
+from trimtab.values.ranks import hypergeometric_tail, ranked, spearman
 from trimtab.values.saved import Saved
-from trimtab.values.site import Site
+from trimtab.values.site import Edge, Site
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
+    from trimtab.figures.figure import Figure
+
 Label = str | int
-Order = Literal["abs", "value"]
+Order = Literal["abs", "high", "low"]
+By = Literal["abs", "high", "low", "value"]
+"""How cells are ranked; "value" is another name of "high"."""
+Place = TypeVar("Place", bound=Site | Edge, default=Site, covariant=True)
+"""What the cells of scores are: sites, or edges where their address has "->" in it."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +60,18 @@ class Comparison:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Scores(Saved):
+class Scores(Saved, Generic[Place]):
     """Effects of shape (example, …), one for each example and each place in the model.
 
     `dims` names the axes: "example" first, then any of layer, head, neuron, channel, expert, feature, pos, span.
     `coords` gives each axis its labels. `site` is the address with an axis in braces wherever its label goes:
-    `L{layer}.head[{head}]@{span}`. `unit` is what the numbers are in, `method` what made them and with which `options`,
-    `direction` whether clean values were put into the corrupt run ("denoise"), the other way round ("noise"), or
-    neither. `groups` labels the examples that belong together. An effect that is not defined is NaN, and is left out of
-    every summary.
+    `L{layer}.head[{head}]@{span}`. An address with "->" is that of edges, `L{layer}.head[{head}]->{receiver}`: `top`,
+    `sites` and `site_at` then give Edges. Such scores are typed `Scores[Edge]`; what takes either takes `AnyScores`.
+    `unit` is what the numbers are in, `method` what made them and with which `options`, `direction` whether clean
+    values were put into the corrupt run ("denoise"), the other way round ("noise"), or neither. `groups` labels the
+    examples that belong together. `order` says which cells are the strongest: those of largest mean in absolute value
+    (effects), the highest, or the lowest (a rank, an entropy); whatever ranks goes by it unless it is told another.
+    An effect that is not defined is NaN, and is left out of every summary.
 
     >>> effects = np.array([[[0.1, -2.0], [0.0, 0.5]]])
     >>> scores = Scores(effects, ("example", "layer", "head"), {}, "L{layer}.head[{head}]", unit="logits")
@@ -70,6 +80,7 @@ class Scores(Saved):
     """
 
     KIND: ClassVar[str] = "scores"
+    LATER: ClassVar[Mapping[str, object]] = {"order": "abs"}
 
     array: np.ndarray
     dims: tuple[str, ...]
@@ -81,6 +92,7 @@ class Scores(Saved):
     direction: Literal["denoise", "noise"] | None = None
     groups: tuple[Label, ...] | None = None
     provenance: Provenance | None = None
+    order: Order = "abs"
 
     def __post_init__(self) -> None:
         array = np.asarray(self.array)
@@ -99,6 +111,8 @@ class Scores(Saved):
                 raise TrimtabError(f"groups must label each of the {len(self)} examples, got {len(self.groups)}")
         if self.direction not in ("denoise", "noise", None):
             raise TrimtabError(f'direction is "denoise", "noise" or None, got {self.direction!r}')
+        if self.order not in ("abs", "high", "low"):
+            raise TrimtabError(f'order is "abs", "high" or "low", got {self.order!r}')
         if array.size:
             self.site_at(**{dim: self.coords[dim][0] for dim in self.places})
 
@@ -144,20 +158,20 @@ class Scores(Saved):
         return mean_over_examples(self.array)
 
     def interval(
-        self, level: float = 0.95, samples: int = 1000, seed: int = 0, groups: Sequence[Label] | None = None
+        self, level: float = 0.95, samples: int = 2000, seed: int = 0, groups: Sequence[Label] | None = None
     ) -> Interval:
-        """The bootstrap interval of `mean()`, resampling whole groups where there are groups (given, or the scores'
-        own).
+        """The interval of `mean()`, over whole groups where there are groups (given, or the scores' own).
 
-        With one example, or one group, both ends are NaN: there is nothing to resample.
+        A bootstrap where there are 30 groups or more, Student's with a cluster-robust variance where there are fewer
+        (`bootstrap.mean_interval`). With one example, or one group, both ends are NaN: that says nothing of others.
         """
         groups = self.groups if groups is None else groups
-        low, high = bootstrap_interval(self.array, level=level, samples=samples, seed=seed, groups=groups)
+        low, high = mean_interval(self.array, level=level, samples=samples, seed=seed, groups=groups)
         return Interval(low, high, level)
 
-    def site_at(self, **coords: Label) -> Site:
-        """The site at one label of each axis: `scores.site_at(layer=9, head=6)`. SiteError for a label that is not
-        there."""
+    def site_at(self, **coords: Label) -> Place:
+        """The site or edge at one label of each axis: `scores.site_at(layer=9, head=6)`. SiteError for a label that
+        is not there."""
         for dim in self.places:
             if dim not in coords:
                 raise SiteError(f"{dim} is missing: give a label for each of {', '.join(self.places)}")
@@ -171,46 +185,77 @@ class Scores(Saved):
             raise SiteError(
                 f"these scores have no axis {', '.join(sorted(extra))}: the axes are {', '.join(self.places)}"
             )
-        return Site.parse(self.site.format(**coords))
+        return self._parse(self.site.format(**coords))
 
-    def sites(self) -> Iterator[Site]:
-        """Every site, in the order of `mean().ravel()`."""
-        return (Site.parse(text) for text in self._addresses())
+    def sites(self) -> Iterator[Place]:
+        """Every site or edge, in the order of `mean().ravel()`."""
+        return map(self._parse, self._addresses())
 
-    def top(self, k: int, by: Order = "abs") -> list[Site]:
-        """The `k` sites of largest mean, in absolute value or as it is, the largest first; fewer where fewer have a
-        value."""
-        labels = [self.coords[dim] for dim in self.places]
-        shape = self.array.shape[1:]
-        return [
-            self.site_at(
-                **{
-                    dim: names[i]
-                    for dim, names, i in zip(self.places, labels, np.unravel_index(cell, shape), strict=True)
-                }
-            )
-            for cell in _ranked(_sized(self.mean(), by).ravel())[: _count(k)]
-        ]
+    def strength(self, by: By | None = None) -> np.ndarray:
+        """`mean()` turned so that the larger, the stronger: its absolute value, the mean itself ("high"), or less it
+        ("low"); by default as the scores' own `order` has it."""
+        return sized(self.mean(), self.order if by is None else by)
 
-    def mask(self, threshold: float, by: Order = "abs") -> np.ndarray:
-        """Where the mean is at least `threshold`, in absolute value or as it is: booleans of the shape of `mean()`."""
-        return _sized(self.mean(), by) >= threshold
+    def top(self, k: int, by: By | None = None) -> list[Place]:
+        """The `k` strongest sites or edges, the strongest first; fewer where fewer have a value. `by` as in
+        `strength`."""
+        return [self.site_at(**labels) for labels, _ in self.ranking(k, by)]
 
-    def compare(self, other: Scores, k: int = 10, by: Order = "abs") -> Comparison:
-        """How this and other scores rank the cells that both have, matched by label; cells without a value are left
-        out."""
+    def ranking(self, k: int, by: By | None = None) -> list[tuple[dict[str, Label], np.ndarray]]:
+        """The cells that `top` names: their labels by axis, and the effect of every example (example)."""
+        cells = ranked(self.strength(by).ravel())[: _count(k)]
+        found = []
+        for cell in cells:
+            at = np.unravel_index(cell, self.array.shape[1:])
+            labels = {dim: self.coords[dim][int(i)] for dim, i in zip(self.places, at, strict=True)}
+            found.append((labels, self.array[(slice(None), *at)]))
+        return found
+
+    def mask(self, threshold: float, by: By | None = None) -> np.ndarray:
+        """Where the mean is at least `threshold`, in absolute value or as it is, or at most ("low"): booleans of the
+        shape of `mean()`."""
+        order = self.order if by is None else by
+        return self.strength(order) >= (-threshold if order == "low" else threshold)
+
+    def sel(self, **labels: Label | Sequence[Label] | slice) -> Self:
+        """Some of the scores: `sel(layer=9)` fixes an axis, which goes into the address; `sel(layer=[8, 9])` and
+        `sel(layer=slice(8, 12))` keep some labels of it, the ends of a slice both included; "example" likewise.
+
+        SiteError for a label or an axis that is not there.
+
+        >>> effects = np.array([[[0.1, -2.0], [0.0, 0.5]]])
+        >>> Scores(effects, ("example", "layer", "head"), {}, "L{layer}.head[{head}]").sel(layer=1).site
+        'L1.head[{head}]'
+        """
+        from trimtab.values.slices import select
+
+        return cast("Self", select(self, labels))
+
+    def over(self, dim: str, how: Literal["max", "mean", "sum"] = "max") -> Self:
+        """The scores without one axis: of each cell along it the label whose mean is strongest ("max"), or every
+        example's mean or sum; the address is that of the whole, without the part that the axis stood for.
+
+        A maximum is chosen by what it then reports: its interval is too hopeful, and more so the longer the axis.
+        SiteError where the address has no meaning without the axis (a layer).
+        """
+        from trimtab.values.slices import reduce
+
+        return cast("Self", reduce(self, dim, how))
+
+    def compare(self, other: AnyScores, k: int = 10, by: By | None = None) -> Comparison:
+        """How this and other scores rank the cells that both have, matched by label, each from its own strongest to
+        its weakest unless `by` ranks both; cells without a value are left out."""
         if set(self.places) != set(other.places):
             raise TrimtabError(f"only scores over the same axes can be compared, got {self.places} and {other.places}")
         shared = [[label for label in self.coords[dim] if label in set(other.coords[dim])] for dim in self.places]
-        ours, theirs = (
-            _sized(scores.means_at(dict(zip(self.places, shared, strict=True))), by) for scores in (self, other)
-        )
+        labels = dict(zip(self.places, shared, strict=True))
+        ours, theirs = (sized(s.means_at(labels), s.order if by is None else by) for s in (self, other))
         present = ~(np.isnan(ours) | np.isnan(theirs))
         ours, theirs = ours[present], theirs[present]
         cells, k = len(ours), min(_count(k), len(ours))
         if not k:
             raise TrimtabError("these scores have no cell in common that has a value in both: their labels do not meet")
-        common = len(set(_ranked(ours)[:k].tolist()) & set(_ranked(theirs)[:k].tolist()))
+        common = len(set(ranked(ours)[:k].tolist()) & set(ranked(theirs)[:k].tolist()))
         return Comparison(spearman(ours, theirs), common / k, hypergeometric_tail(common, cells, k, k), k, cells)
 
     def means_at(self, labels: Mapping[str, Sequence[Label]]) -> np.ndarray:
@@ -218,6 +263,27 @@ class Scores(Saved):
         mean = self.mean().transpose([self.places.index(dim) for dim in labels])
         where = [[self.coords[dim].index(label) for label in wanted] for dim, wanted in labels.items()]
         return (mean[np.ix_(*where)] if where else mean).ravel()
+
+    def summary(self, k: int | None = 20, by: By | None = None, level: float = 0.95) -> pd.DataFrame:
+        """The `k` strongest cells (None: all that have a value) as a table: the axes, `site`, `mean`, the ends `low`
+        and `high` of its interval, and how many examples have a value, `n`."""
+        from trimtab.values.tables import summary
+
+        return summary(self, k, by, level)
+
+    def plot(self, kind: Literal["map", "lines", "bars"] | None = None) -> Figure:
+        """A figure of the means over examples, which shows itself in a notebook and saves itself as .svg or .html.
+
+        Two axes make a map of coloured cells, one axis of layers or positions a line with its intervals, any other
+        ranked bars; a third axis makes a map for each of its labels; more cells than can be seen (neurons) are drawn as
+        their spread in each layer and the strongest of them. `kind` asks for one of these.
+        """
+        from trimtab.values.plots import plot
+
+        return plot(self, kind)
+
+    def _parse(self, address: str) -> Place:
+        return cast("Place", (Edge if "->" in address else Site).parse(address))
 
     def _addresses(self) -> Iterator[str]:
         for labels in product(*(self.coords[dim] for dim in self.places)):
@@ -228,7 +294,13 @@ class Scores(Saved):
         import xarray as xr
 
         coords = {dim: list(labels) for dim, labels in self.coords.items()}
-        attrs = {"site": self.site, "unit": self.unit, "method": self.method, "direction": self.direction or ""}
+        attrs = {
+            "site": self.site,
+            "unit": self.unit,
+            "method": self.method,
+            "direction": self.direction or "",
+            "order": self.order,
+        }
         return xr.DataArray(self.array, coords=coords, dims=self.dims, name=self.method or "scores", attrs=attrs)
 
     def to_frame(self) -> pd.DataFrame:
@@ -254,43 +326,15 @@ class Scores(Saved):
         return scores_html(self)
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation of two vectors, ties sharing their mean rank; NaN where either is constant."""
-    x, y = (_ranks(v) - (len(v) + 1) / 2 for v in (a, b))
-    spread = math.sqrt(float(x @ x) * float(y @ y))
-    return float(x @ y) / spread if spread else math.nan
+AnyScores: TypeAlias = Scores[Site | Edge]
+"""Scores of sites or of edges."""
 
 
-def hypergeometric_tail(common: int, cells: int, first: int, second: int) -> float:
-    """The probability that random subsets of sizes `first` and `second` of `cells` share at least `common` elements."""
-
-    def log_choose(n: int, k: int) -> float:
-        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-    least, most = max(0, first + second - cells), min(first, second)
-    if common <= least:
-        return 1.0
-    total = log_choose(cells, second)
-    logs = [log_choose(first, m) + log_choose(cells - first, second - m) - total for m in range(common, most + 1)]
-    return min(1.0, math.fsum(math.exp(log) for log in logs))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[inverse]
-
-
-def _ranked(sizes: np.ndarray) -> np.ndarray:
-    """The positions of the values that are there, the largest first; equal ones in their order."""
-    order = np.argsort(-sizes, kind="stable")
-    return order[~np.isnan(sizes[order])]
-
-
-def _sized(values: np.ndarray, by: Order) -> np.ndarray:
-    if by not in ("abs", "value"):
-        raise TrimtabError(f'by is "abs" or "value", got {by!r}')
-    return np.abs(values) if by == "abs" else values
+def sized(values: np.ndarray, by: By) -> np.ndarray:
+    """Values turned so that the larger, the stronger."""
+    if by not in ("abs", "high", "low", "value"):
+        raise TrimtabError(f'by is "abs", "high" (or "value") or "low", got {by!r}')
+    return np.abs(values) if by == "abs" else -values if by == "low" else values
 
 
 def _count(k: int) -> int:

@@ -1,4 +1,4 @@
-"""Scores as a small table of coloured cells for notebooks: plain HTML, no script."""
+"""Scores as tables: the strongest cells with their intervals, and what a notebook shows. Plain HTML, no script."""
 
 from __future__ import annotations
 
@@ -7,48 +7,56 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trimtab.figures.numbers import Value, common_places, interval_of, mean_of
+from trimtab.values.bootstrap import mean_interval, mean_over_examples
+from trimtab.values.scores import AnyScores, By, Label
+
 if TYPE_CHECKING:
-    from trimtab.values.scores import Scores
+    import pandas as pd
 
-MOST_CELLS = 2500  # a larger map is shown by its strongest sites only
-TOP = 20
-
-
-def scores_html(scores: Scores) -> str:
-    """The mean over examples: a map where there are one or two axes and not too many cells, else the strongest
-    sites."""
-    mean = scores.mean()
-    facts = [f"{len(scores)} example{'s' * (len(scores) != 1)}", scores.direction, scores.unit, scores.site]
-    title = f"<b>{escape(scores.method or 'scores')}</b> " + escape(", ".join(fact for fact in facts if fact))
-    rows = _map(scores, mean) if 1 <= mean.ndim <= 2 and 0 < mean.size <= MOST_CELLS else _strongest(scores)
-    return f'<div>{title}<table style="border-collapse:collapse;font-size:small">{"".join(rows)}</table></div>'
+TOP = 10
+"""Cells that a notebook lists under the figure."""
 
 
-def _map(scores: Scores, mean: np.ndarray) -> list[str]:
-    grid = mean[:, None] if mean.ndim == 1 else mean
-    down = scores.places[0]
-    across = scores.coords[scores.places[1]] if mean.ndim == 2 else ("",)
-    corner = f"{down} \\ {scores.places[1]}" if mean.ndim == 2 else down
-    largest = float(np.nanmax(np.abs(grid))) if np.isfinite(grid).any() else 0.0
-    head = "".join(f"<th>{escape(str(label))}</th>" for label in across)
-    rows = [f"<tr><th>{escape(corner)}</th>{head}</tr>"]
-    for label, line in zip(scores.coords[down], grid, strict=True):
-        cells = "".join(_cell(float(value), largest) for value in line)
-        rows.append(f"<tr><th>{escape(str(label))}</th>{cells}</tr>")
-    return rows
+def strongest(
+    scores: AnyScores, k: int | None, by: By | None = None, level: float = 0.95
+) -> list[tuple[dict[str, Label], str, Value, int]]:
+    """The strongest cells: labels by axis, address, mean with interval, and how many examples have a value."""
+    found = scores.ranking(scores.mean().size if k is None else k, by)
+    if not found:
+        return []
+    values = np.stack([effects for _, effects in found], axis=1)
+    low, high = mean_interval(values, level=level, groups=scores.groups)
+    ends = zip(mean_over_examples(values).tolist(), low.tolist(), high.tolist(), strict=True)
+    counts = (~np.isnan(values)).sum(axis=0).tolist()
+    return [
+        (labels, scores.site.format(**labels), Value(*value), n)
+        for (labels, _), value, n in zip(found, ends, counts, strict=True)
+    ]
 
 
-def _strongest(scores: Scores) -> list[str]:
-    sizes = {str(site): float(value) for site, value in zip(scores.sites(), scores.mean().ravel(), strict=True)}
-    top = [str(site) for site in scores.top(TOP)]
-    largest = abs(sizes[top[0]]) if top else 0.0
-    return [f"<tr><th>{escape(site)}</th>{_cell(sizes[site], largest)}</tr>" for site in top]
+def summary(scores: AnyScores, k: int | None, by: By | None, level: float) -> pd.DataFrame:
+    """`strongest` as a table with a column for each axis, then `site`, `mean`, `low`, `high` and `n`."""
+    import pandas as pd
+
+    rows = [(*labels.values(), site, *value, n) for labels, site, value, n in strongest(scores, k, by, level)]
+    return pd.DataFrame(rows, columns=[*scores.places, "site", "mean", "low", "high", "n"])
 
 
-def _cell(value: float, largest: float) -> str:
-    """One cell: red for positive, blue for negative, the stronger the larger."""
-    if np.isnan(value):
-        return '<td style="color:#999;text-align:right">–</td>'
-    strength = min(1.0, abs(value) / largest) if largest else 0.0
-    colour = f"rgba({'214,69,65' if value > 0 else '52,101,164'},{0.8 * strength:.2f})"
-    return f'<td style="background:{colour};text-align:right;padding:1px 4px">{value:.3g}</td>'
+def scores_html(scores: AnyScores) -> str:
+    """What a notebook shows: the figure, and under it the strongest cells with their intervals."""
+    rows = strongest(scores, TOP)
+    places = common_places(value for _, _, value, _ in rows)
+    cells = "".join(
+        f"<tr><td><code>{escape(site)}</code></td><td>{mean_of(value, places=places)}</td>"
+        f"<td>{interval_of(value, places)}</td></tr>"
+        for _, site, value, _ in rows
+    )
+    if not cells:
+        return f"<div>{escape(repr(scores))}: no place has a value</div>"
+    head = f"<tr><th>site</th><th>mean{f', {escape(scores.unit)}' if scores.unit else ''}</th><th>95 %</th></tr>"
+    table = (
+        '<table style="border-collapse:collapse;font-size:small;font-variant-numeric:tabular-nums">'
+        f"{head}{cells}</table>"
+    )
+    return f"<div>{scores.plot()._repr_html_()}<details><summary>The strongest</summary>{table}</details></div>"

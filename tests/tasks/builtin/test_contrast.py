@@ -15,8 +15,8 @@ from trimtab.tasks.builtin import task as built_in
 from trimtab.tasks.builtin._sides import sides as both_sides
 from trimtab.tasks.builtin.honesty import INSTRUCTIONS
 from trimtab.tasks.fit import fit
+from trimtab.tasks.groups import refuse_leaks
 from trimtab.tasks.measure import measure, sides
-from trimtab.tasks.pairs import refuse_leaks
 from trimtab.values.edit import Edit
 
 NAMES = ("formality", "honesty", "language", "refusal", "sentiment", "sycophancy", "toxicity", "truth")
@@ -122,8 +122,19 @@ def test_honest_and_deceptive_texts_differ_in_the_instruction_alone():
         pair = tuple(t.removesuffix(" " + example.question) for t in (example.positive, example.negative))
         assert pair in INSTRUCTIONS
         used[pair] += 1
-    assert len(used) >= 6
+    assert len(used) == len(INSTRUCTIONS)
     assert max(used.values()) - min(used.values()) <= 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_of_honesty_share_neither_topic_nor_instruction(seed):
+    def instructions(part):
+        texts = [(t, e.question) for e in part.examples for t in (e.positive, e.negative)]
+        return {text.removesuffix(question) for text, question in texts}
+
+    parts = task("honesty").split(seed)
+    for seen in ([instructions(part) for part in parts], [set(part.groups) for part in parts]):
+        assert sum(map(len, seen)) == len(set().union(*seen))
 
 
 def test_sycophancy_states_each_opinion_both_ways():

@@ -14,8 +14,8 @@ from trimtab.tasks.builtin.agreement import ATTRACTORS, SUBJECTS
 from trimtab.tasks.builtin.capitals import PAIRS
 from trimtab.tasks.builtin.gender import PAIRS as PROFESSIONS
 from trimtab.tasks.example import RESERVED
+from trimtab.tasks.groups import refuse_leaks
 from trimtab.tasks.measure import sides
-from trimtab.tasks.pairs import refuse_leaks
 from trimtab.tasks.task import LEAST
 from trimtab.values.span import Span
 

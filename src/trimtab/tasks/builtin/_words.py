@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trimtab.tasks.example import Counterfactual
-from trimtab.tasks.pairs import fill
+from trimtab.tasks.templates import fill
 
 
 def twins(

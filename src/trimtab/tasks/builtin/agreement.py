@@ -57,5 +57,6 @@ def agreement() -> Task:
         about="The verb has the number of its subject, whatever noun stands between them.",
         metric="logit_diff",
         poles=("plural", "singular"),
+        instruction="The grammar of every sentence here is correct.",
         source="Linzen et al. 2016, arXiv 1611.01368",
     )

@@ -48,6 +48,7 @@ def arithmetic() -> Task:
         about="The sum or the difference of two digits, against that of another pair.",
         metric="logit_diff",
         poles=("right", "right for other operands"),
+        instruction="All of these results are right.",
         source="Stolfo et al. 2023, arXiv 2305.15054",
     )
 

@@ -64,5 +64,6 @@ def capitals() -> Task:
         about="The capital of the country that is named, against that of another.",
         metric="logit_diff",
         poles=("its capital", "another capital"),
+        instruction="Everything that follows is correct.",
         source="Meng et al. 2022, arXiv 2202.05262",
     )

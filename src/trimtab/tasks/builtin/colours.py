@@ -76,5 +76,6 @@ def colours() -> Task:
         about="The colour that was said of the object asked for, against that of another object.",
         metric="logit_diff",
         poles=("its colour", "another's colour"),
+        instruction="Nothing here changes its colour.",
         source="Merullo et al. 2023, arXiv 2310.08744",
     )

@@ -67,5 +67,6 @@ def gender() -> Task:
         about="The pronoun that a profession's stereotype suggests.",
         metric="logit_diff",
         poles=("she", "he"),
+        instruction="Here women and men do what stereotypes say they do.",
         source="Vig et al. 2020, arXiv 2004.12265",
     )

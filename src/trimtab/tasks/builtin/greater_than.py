@@ -54,5 +54,6 @@ def greater_than() -> Task:
         about="What began in a year ends in a later one: the tens digit that comes next is a greater one.",
         metric="logit_diff",
         poles=("later", "not later"),
+        instruction="Everything ends later than it begins.",
         source="Hanna et al. 2023, arXiv 2305.00586",
     )

@@ -81,5 +81,6 @@ def ioi() -> Task:
         about="Of two people the one who is not named again receives: which name comes last.",
         metric="logit_diff",
         poles=("indirect object", "subject"),
+        instruction="Nobody gives anything to himself.",
         source="Wang et al. 2022, arXiv 2211.00593",
     )

@@ -1,0 +1,1 @@
+"""What locating costs, one file per family; `python -m benchmarks.locate` runs them all."""

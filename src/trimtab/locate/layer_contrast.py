@@ -1,0 +1,210 @@
+"""Contrasting the output with an earlier layer: what the layers in between added to it.
+
+Chuang et al. 2023, "DoLa: Decoding by Contrasting Layers Improves Factuality in Large Language Models", arXiv
+2309.03883. The output's log-probabilities minus those read at an early layer favour what late layers bring in; the
+early layer is the one whose distribution is furthest from the output's by the Jensen–Shannon divergence, or a fixed
+one. As scores over layers it says where an answer's probability comes from; generating with it is steering.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.errors import PromptError, SiteError, TaskError
+from trimtab.locate.lens_scores import ON, Progress, Reader, check_choice, per_example
+from trimtab.locate.units import places
+from trimtab.locate.vocabulary import STREAM, Translator, check_readable, log_probabilities
+from trimtab.model.provenance import provenance
+from trimtab.model.tokens import strings
+from trimtab.tasks.measure import measure
+from trimtab.tasks.metrics import BY_NAME
+from trimtab.tasks.task import Task
+from trimtab.values.lens import Guess
+from trimtab.values.provenance import Provenance
+from trimtab.values.scope import Scope
+from trimtab.values.scores import Scores
+from trimtab.values.site import Site
+from trimtab.values.tuned_lens import TunedLens
+
+if TYPE_CHECKING:
+    from trimtab.model.lm import LM, Reads, Text
+
+Contrasted = Literal["metric", "logit_diff", "log_prob_diff", "log_prob", "prob", "prob_diff", "divergence"]
+
+
+def layer_contrast(
+    lm: LM,
+    task: Task,
+    sites: Reads = "L*.resid_post",
+    *,
+    quantity: Contrasted = "log_prob",
+    on: Literal["clean", "corrupt"] = "clean",
+    lens: TunedLens | None = None,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Scores:
+    """How much more the output says for a task's answers than an earlier layer does.
+
+    Args:
+        sites: residual streams to contrast the output with.
+        quantity: by default log q_output(answer) − log q_layer(answer), DoLa's contrast of the answer; the difference
+            of another metric ("metric" is the task's own); or "divergence", the Jensen–Shannon divergence between the
+            two distributions by which DoLa chooses the layer (nats, at most log 2).
+        on: which prompts of a counterfactual task.
+        lens: translators of residual streams, from `train_tuned_lens`.
+        batch_size: prompts in a pass.
+        progress: called with prompts done and prompts in all.
+
+    Returns:
+        `Scores` over layers, positive where later layers make for the answer; 0 at the last `resid_post`. The option
+        "chosen" names for each example the site that is furthest from the output.
+
+    Raises:
+        SiteError: a site that is no residual stream. TaskError: an unknown quantity, a task without single answers.
+
+    >>> layer_contrast(lm, task).options["chosen"][0]  # doctest: +SKIP
+    'L0.resid_post@-1'
+    """
+    known = tuple(name for name in BY_NAME if name not in ("rank", "accuracy", "log_odds"))
+    check_choice("quantity", quantity, ("metric", *known, "divergence"))
+    check_choice("on", on, ON)
+    measured = measure(lm, task, on=on, metric=None if quantity in ("metric", "divergence") else quantity)
+    if measured.readout.ragged:
+        raise TaskError(
+            f"{task.name} is read as the log-likelihood of whole texts: give a task with answers of one token"
+        )
+    at = str(measured.readout.where)
+    where = places(lm, sites, at, mapped=at, alone=at)
+    check_readable([block.with_(at=None) for block in where.blocks], STREAM)
+
+    def numbers(logits: Tensor, own: Tensor | None, rows: Tensor) -> Tensor:
+        assert own is not None
+        logp = log_probabilities(logits)
+        apart = divergence(own[:, 0], logp[:, 0])
+        if quantity == "divergence":
+            return torch.stack([apart, apart], -1)
+        gap = measured_of(own, rows) - measured_of(logp, rows)
+        return torch.stack([gap.to(apart), apart], -1)
+
+    reader = Reader(lm, measured, where, lens, own=True)
+    measured_of = measured.readout.of
+    found = reader.columns(numbers, joint=True, few=False, batch_size=batch_size, progress=progress, width=2)
+    array = where.array(per_example(measured, column[..., 0]) for column in found)
+    distances = np.stack([column[:, 0, 1] for column in found], -1)
+    chosen = [str(where.blocks[i]) for i in distances.argmax(-1)]
+    options = {"quantity": quantity, "on": on, "lens": None if lens is None else lens.digest, "chosen": chosen}
+    unit = "nat" if quantity == "divergence" else measured.unit
+    return where.scores(array, lm, task, measured.prompts, "layer_contrast", unit, options)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dola:
+    """Next-token log-probabilities contrasted between the output and an early layer.
+
+    `log_probs` (row vocab) are normalised, −inf where the output itself finds a token implausible. `sites` (site) are
+    the candidates, `divergence` (row site) their Jensen–Shannon divergence from the output in nats, and `chosen` (row)
+    the site that each row was contrasted with.
+    """
+
+    log_probs: Float[Tensor, "row vocab"]
+    sites: tuple[str, ...]
+    divergence: np.ndarray
+    chosen: tuple[str, ...]
+    words: tuple[tuple[Guess, ...], ...]
+    provenance: Provenance | None = None
+
+    def top(self, row: int = 0) -> list[Guess]:
+        """The likeliest next tokens of a row, the likeliest first; fewer where fewer are plausible."""
+        return list(self.words[row])
+
+    def __repr__(self) -> str:
+        guess = self.words[0][0]
+        return (
+            f"<Dola of {len(self.chosen)} rows, {len(self.sites)} candidates: next {guess.token!r} "
+            f"{guess.probability:.1%} against {self.chosen[0]}>"
+        )
+
+
+@torch.no_grad()
+def dola(
+    lm: LM,
+    prompts: Text,
+    sites: Reads = "L*.resid_post",
+    *,
+    alpha: float = 0.1,
+    at: str = "last",
+    top: int = 5,
+    lens: TunedLens | None = None,
+) -> Dola:
+    """Next-token probabilities by DoLa: softmax of log q_output − log q_early over the plausible tokens.
+
+    Args:
+        prompts: texts, ids or `Prompts`.
+        sites: candidates for the early layer; each row takes the one furthest from the output. One site is a fixed
+            choice. The last `resid_post` is the output and is left out. The paper restricts them to a bucket of layers
+            chosen on validation data, such as "L0-14.resid_post".
+        alpha: tokens below this share of the output's largest probability are left out.
+        at: the position that is read, one in each row.
+        top: tokens to name.
+        lens: translators of residual streams.
+
+    Raises:
+        SiteError: no candidate is left, or one is no residual stream. PromptError: several positions of a row.
+
+    >>> dola(lm, "The capital of France is", "L0-14.resid_post").top()[0].token  # doctest: +SKIP
+    ' Paris'
+    """
+    if not 0 <= alpha <= 1:
+        raise TaskError(f"alpha is a share of the largest probability, from 0 to 1, got {alpha}")
+    prompts = lm.prompts(prompts)
+    last = Site("resid_post", lm.anatomy.n_layers - 1)
+    candidates = [site for site in lm.sites(sites) if site != last]
+    check_readable(candidates, STREAM)
+    if not candidates:
+        raise SiteError(f"{last} is the output itself: name earlier residual streams to contrast it with")
+    columns = prompts.columns(Scope.parse(at))
+    if not bool((columns.sum(1) == 1).all()):
+        raise PromptError(f'dola reads one position of each row, and "{at}" is not one in every row')
+    run = lm.run(prompts, [*candidates, last], logits=False)
+    translated = Translator(lm, lens, candidates if lens else [])
+    own = log_probabilities(lm.unembed(lm.final(run.whole(last)[columns])))
+    furthest, early = torch.full_like(own[:, 0], -1.0), torch.zeros_like(own)
+    distances, chosen = [], [0] * len(own)
+    for number, site in enumerate(candidates):
+        logp = log_probabilities(lm.unembed(lm.final(translated(site, run.whole(site)[columns])))).to(own)
+        apart = divergence(own, logp)
+        better = apart > furthest
+        furthest, early = torch.where(better, apart, furthest), torch.where(better[:, None], logp, early)
+        chosen = [number if is_better else old for old, is_better in zip(chosen, better.tolist(), strict=True)]
+        distances.append(apart.cpu().numpy())
+    implausible = own < own.amax(-1, keepdim=True) + (np.log(alpha) if alpha else -np.inf)
+    contrast = torch.log_softmax((own - early).masked_fill(implausible, -torch.inf), -1)
+    best = contrast.topk(min(top, contrast.shape[-1]), -1)
+    names = strings(lm.tokenizer, best.indices.tolist())
+    words = tuple(
+        tuple(Guess(*parts) for parts in zip(texts, ids, shares, strict=True) if parts[2] > 0)
+        for texts, ids, shares in zip(names, best.indices.tolist(), best.values.exp().tolist(), strict=True)
+    )
+    options = {"sites": [str(site) for site in candidates], "alpha": alpha, "at": at}
+    options |= {"lens": None if lens is None else lens.digest}
+    return Dola(
+        contrast,
+        tuple(map(str, candidates)),
+        np.stack(distances, -1),
+        tuple(str(candidates[number]) for number in chosen),
+        words,
+        provenance(lm, prompts, "dola", options),
+    )
+
+
+def divergence(a: Float[Tensor, "row vocab"], b: Float[Tensor, "row vocab"]) -> Float[Tensor, "row"]:
+    """Jensen–Shannon divergence of two distributions given as log-probabilities, in nats: from 0 to log 2."""
+    middle = torch.logaddexp(a, b) - np.log(2)
+    parts = [torch.where(x > -torch.inf, x.exp() * (x - middle), 0.0).sum(-1) for x in (a, b)]
+    return ((parts[0] + parts[1]) / 2).clamp(min=0)

@@ -1,0 +1,49 @@
+"""The locating methods that a study can name: to propose places, and to put them to the test.
+
+A screen is any method of (lm, task, sites) that scores sites and needs nothing else. A validator is one of them that
+intervenes, which it says by the mark `locate.sweep.intervenes`: whether what is proposed holds is not for a gradient or
+a correlation to say. Methods of other packages count as much as those here.
+"""
+
+from __future__ import annotations
+
+from trimtab.errors import StudyError, nearest
+from trimtab.locate.methods import Method, about, methods, unfit
+from trimtab.locate.sweep import does_intervene
+
+
+def screener(name: str) -> Method:
+    """A method that proposes places. StudyError for another: why it cannot, or the nearest name."""
+    known = methods()
+    return _named(name, {n: m for n, m in known.items() if unfit(m) is None}, "scores sites", known)
+
+
+def validator(name: str) -> Method:
+    """A method that intervenes at places. StudyError for another: why it cannot, or the nearest name."""
+    known = methods()
+    fit = {n: m for n, m in known.items() if unfit(m) is None and does_intervene(m)}
+    return _named(name, fit, "intervenes at sites", known)
+
+
+def told(name: str) -> str:
+    """What a method measures: the first sentence of its docstring."""
+    first = about(methods()[name]).split("\n")[0].rstrip(".")
+    return f"{name.replace('_', ' ')}: {first[:1].lower()}{first[1:]}" if first else name.replace("_", " ")
+
+
+def _named(name: str, fit: dict[str, Method], does: str, known: dict[str, Method]) -> Method:
+    if name in fit:
+        return fit[name]
+    there = ", ".join(sorted(fit))
+    if name not in known:
+        raise StudyError(f'locate has no method "{name}" that {does}{nearest(name, fit)}: there are {there}')
+    why = unfit(known[name])
+    if why is None:
+        raise StudyError(
+            f"{name} proposes places and does not intervene at them, so it cannot put a proposal to the test: there "
+            f"are {there}"
+        )
+    raise StudyError(
+        f"a study gives a method sites and nothing else, and {name} {why}: call locate.{name} itself (or "
+        f"trimtab locate {name}), and here name one of {there}"
+    )
