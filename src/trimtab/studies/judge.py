@@ -113,24 +113,37 @@ def _controls(
         if not kind.drawn:  # a model of one layer has no other site of the kind
             continue
         drawn, about = list(kind.drawn), kind.about
-        if kind.turned:
-            signs = np.sign(effects(lm, context.validation, drawn).changes.mean(1))
-            drawn = [d * (-1.0 if sign < 0 else 1.0) for d, sign in zip(drawn, signs, strict=True)]
         if kind.matched:
             drawn, kl = match_kl(lm, drawn, target, passages, length=settings.search_tokens)
-            met = np.abs(kl / target - 1) <= NEAR
+            if kind.turned:
+                drawn, kl = _better_sign(context, drawn, kl, target)
+            if far := int((~(np.abs(kl / target - 1) <= NEAR)).sum()):
+                about += (
+                    f"; {far} of {len(kl)} draws came no nearer to that KL than {NEAR:.0%}, and stand where they did"
+                )
         else:
             kl = side_effects(lm, drawn, passages, length=settings.search_tokens).kl.mean(1)
-            met = np.isfinite(kl)
-        if not met.all():
-            about += f"; {int((~met).sum())} of {len(met)} draws never reached the KL and are left out"
-        if met.sum() < 2:
-            none = np.full((1, len(test)), np.nan)
-            made.append(Control(kind.name, about, none, kl[:1], Estimate.of(none[0]), 1.0, False))
-            continue
-        moved = effects(lm, test, [draw for draw, near in zip(drawn, met, strict=True) if near]).changes
-        made.append(compared(kind.name, about, change, moved, kl[met], test.groups, by_rank=kind.by_rank))
+        moved = effects(lm, test, drawn).changes
+        made.append(compared(kind.name, about, change, moved, kl, test.groups, by_rank=kind.by_rank))
     return tuple(made)
+
+
+def _better_sign(
+    context: Context, drawn: list[Intervention], kl: np.ndarray, target: float
+) -> tuple[list[Intervention], np.ndarray]:
+    """Each draw or its opposite, whichever does more on the validation part at the wanted KL, with the KL it has.
+
+    Both signs are tried at the strength that counts: what a strong vector does is not the opposite of what its
+    opposite does.
+    """
+    lm, settings = context.lm, context.settings
+    turned, other = match_kl(
+        lm, [draw * -1.0 for draw in drawn], target, context.passages[:4], length=settings.search_tokens
+    )
+    gain = np.nan_to_num(effects(lm, context.validation, [*drawn, *turned]).changes.mean(1), nan=-np.inf)
+    turn = gain[len(drawn) :] > gain[: len(drawn)]
+    chosen = [new if better else old for old, new, better in zip(drawn, turned, turn, strict=True)]
+    return chosen, np.where(turn, other, kl)
 
 
 def _kinds(context: Context, picked: Intervention, here: list[Site]) -> list[tuple[str, Callable[[], Draws]]]:
@@ -222,14 +235,15 @@ def _scaled(sites: Sequence[Site], factor: object) -> Intervention:
 
 
 def _random_units(context: Context, here: Sequence[Site], rng: np.random.Generator) -> list[Site]:
-    """For each site as many random units of the same layer, others where there are enough."""
+    """For each site as many random units of the same layer, others than all of them where there are enough."""
     chosen = []
     for site in here:
         units = context.lm.anatomy.units(site.base)
-        own = set(site.index or ())
+        own = {i for other in here if other.whole == site.whole for i in other.index or ()}
         free = [i for i in range(units) if i not in own]
-        pool = free if len(free) >= len(own) else list(range(units))
-        chosen.append(site.with_(index=tuple(sorted(int(i) for i in rng.permutation(pool)[: len(own)]))))
+        many = len(site.index or ())
+        pool = free if len(free) >= many else list(range(units))
+        chosen.append(site.with_(index=tuple(sorted(int(i) for i in rng.permutation(pool)[:many]))))
     return chosen
 
 

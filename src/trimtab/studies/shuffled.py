@@ -2,10 +2,12 @@
 
 The place, the scope, the sign and the coefficient of the picked intervention were chosen out of many for their effect.
 Were its labels tossed, the study would have chosen as freely; how far it would have come is what these draws show, and
-the rank of the picked one among them is a permutation test of the whole study. The places of a draw are those where its
-own mean difference, times the gradient of the task's number, promises most; difference of means (or scaling, where that
-was picked) is tried there at the same scopes on the validation part, at the largest coefficient of the study or, where
-that costs more KL than the study allows, at the one that costs as much. The one of most effect is the draw's.
+the rank of the picked one among them is a test of the whole study by permutation, an approximate one: a draw has a
+screen of its own, no validation stage, and one strength for each proposal. Its places are those where its own mean
+difference, times the gradient of the task's number, promises most; difference of means (or scaling, where that was
+picked) is tried there at the same scopes on the validation part, at the largest coefficient of the study or, where that
+costs more KL than the study allows, at the one that costs as much, and with both signs. The one of most effect is the
+draw's.
 
 Exactly half of the pairs are swapped. With coins that may fall unevenly something of the true difference would remain
 in every draw, and the choice of its sign would find it again.
@@ -58,15 +60,18 @@ def shuffled_studies(context: Context, draws: int, seed: int, *, vectors: bool =
     length = min(settings.search_tokens, TOKENS)
     kl = side_effects(context.lm, flat, context.passages[:PASSAGES], length=length).kl.mean(1)
     if vectors:  # KL grows as the square of a strength
-        share = np.minimum(1.0, np.sqrt(settings.kl_limit / np.maximum(kl, 1e-9)))
+        share = np.minimum(1.0, np.sqrt(settings.kl_limit / np.maximum(np.nan_to_num(kl, nan=np.inf), 1e-9)))
         flat = [proposal * float(part) for proposal, part in zip(flat, share, strict=True)]
-    gain = effects(context.lm, context.validation, flat).changes.mean(1)
-    worth = np.abs(gain) if vectors else np.where(kl <= settings.kl_limit, gain, -np.inf)
+    signed = [*flat, *(proposal * -1.0 for proposal in flat)] if vectors else flat  # what −v does is measured too
+    gain = np.nan_to_num(effects(context.lm, context.validation, signed).changes.mean(1), nan=-np.inf)
+    worth = gain if vectors else np.where(kl <= settings.kl_limit, gain, -np.inf)
     chosen, start = [], 0
     for part in proposed:
-        best = start + int(np.argmax(worth[start : start + len(part)]))
-        sign = -1.0 if vectors and gain[best] < 0 else 1.0
-        chosen.append((flat[best] * sign).with_(name="shuffled labels"))
+        own = list(range(start, start + len(part)))
+        own += [len(flat) + i for i in own] if vectors else []
+        best = max(own, key=lambda i: worth[i])
+        picked = signed[best] if worth[best] > -np.inf else Intervention()  # nothing that the study allows
+        chosen.append(picked.with_(name="shuffled labels"))
         start += len(part)
     return chosen
 

@@ -153,7 +153,7 @@ class Search(Saved):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Control(Content):
-    """Interventions that should do nothing, treated like the picked one, at matched KL, and how far it beats them.
+    """Interventions that should do nothing, treated like the picked one as `about` says, and how far it beats them.
 
     `effects` (draw, example) are changes of the task's number on the test part, `kl` (draw) nats per token.
     `difference` is the paired difference between the picked intervention's change and the mean control's; `p` the
