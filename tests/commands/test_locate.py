@@ -56,6 +56,31 @@ def test_the_command_that_is_kept_makes_the_same_scores(run, tmp_path):
     assert np.array_equal(Scores.load(tmp_path / "b.safetensors").array, kept.array)
 
 
+def test_a_methods_own_option_comes_before_the_shared_one(run, tmp_path):
+    """Causal tracing has a metric of its own: what is kept says which, and makes the same scores again."""
+    words = ("--samples", "2", "--known", "all", "--noise", "1")
+    found = {}
+    for metric in ("prob", "log_prob"):
+        file = tmp_path / f"{metric}.safetensors"
+        done = run("causal_tracing", *words, "--metric", metric, "--out", file)
+        assert done.exit_code == 0, done.output
+        found[metric] = Scores.load(file)
+    assert found["prob"].unit != found["log_prob"].unit
+    line = shlex.split(found["log_prob"].provenance.options["command"])
+    assert call(*line[1:], "--out", tmp_path / "again.safetensors").exit_code == 0
+    np.testing.assert_array_equal(Scores.load(tmp_path / "again.safetensors").array, found["log_prob"].array)
+
+
+def test_a_method_with_prompts_of_its_own_needs_no_task(folder, tmp_path):
+    done = call("locate", "previous_token_score", "--model", folder, "--out", tmp_path / "a.safetensors")
+    assert done.exit_code == 0, done.output
+    kept = Scores.load(tmp_path / "a.safetensors")
+    assert "--task" not in kept.provenance.options["command"]
+    assert np.isfinite(kept.array).all()
+    assert call("locate", "previous_token_score", "--model", folder, "--dry-run").exit_code == 2
+    assert call("locate", "patching", "--model", folder).exit_code == 2
+
+
 def test_one_document(run, tmp_path):
     found = document(run("patching", *SOME, "--top", "2", "--json", "--html", tmp_path / "a.html"))
     assert (found["method"], found["examples"], found["axes"]) == ("patching", 6, {"layer": 2, "head": 4, "span": 1})

@@ -66,7 +66,7 @@ def test_likelihoods_of_texts(lm):
 def test_counterfactuals_need_both_prompts(lm):
     one = Counterfactual("w5 w6", "w5 w7", ("w9",), ("w10",), "a")
     others = (one.with_(clean="W5 w6", group="b"), one.with_(corrupt="w5 w8", group="c"), one.swapped())
-    assert said(lm, Task("t", (one, *others))) == [0, 0, 2, 3]
+    assert said(lm, Task("t", (one, *others))) == [0, 0, 2, 0], "the other way round it is the same gap"
     assert said(lm, Task("t", (one, one.mislabelled()))) == [0, 0]
 
 

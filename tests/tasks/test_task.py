@@ -138,3 +138,15 @@ def test_the_digest_is_of_what_is_measured():
         assert task.with_(**change) != task
     assert task.only([0, 1]) != task
     assert task.only(range(len(task))) == task
+
+
+def test_metrics_of_ones_own_are_told_apart_by_what_they_do():
+    """Two lambdas have one name; a study that took the one for the other would report results of the wrong metric."""
+
+    def scaled(by):
+        return lambda logits, rows: by * logits[:, -1, 3]
+
+    task = Task("one", (Counterfactual("a b", "c b", (" d",), (" e",), "g"),))
+    metrics = [lambda logits, rows: logits[:, -1, 3], lambda logits, rows: logits[:, -1, 4], scaled(1.0), scaled(2.0)]
+    assert len({task.with_(metric=metric).digest for metric in metrics}) == 4
+    assert task.with_(metric=scaled(2.0)).digest == task.with_(metric=scaled(2.0)).digest

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 Part = Literal["train", "validation", "test", "all"]
 PARTS = ("train", "validation", "test", "all")
 EXAMPLES = 32
+TOP = 10
+SHADOWED = ("metric", "top")
+"""Shared options that give way to a method's own of the same name."""
 
 
 class Methods(TyperGroup):
@@ -123,7 +126,7 @@ def shared(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page with figure and table.", callback=writable)
     ] = None,
-    top: Annotated[int, typer.Option(min=0, help="Places to show.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Places to show.")] = TOP,
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
@@ -132,17 +135,37 @@ def shared(
     """The options that all methods share; only its signature is used."""
 
 
+TaskOrNone = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        "-t",
+        metavar="NAME|FILE",
+        help="A built-in task or a file; without one, the method's own prompts.",
+        autocompletion=complete_task,
+    ),
+]
+
+
 def command(name: str, function: Method) -> TyperCommand:
-    """The command of one method: the shared options, then its own."""
+    """The command of one method: the shared options, then its own, which come first where both have one name."""
     from trimtab.locate.methods import about, options
 
     own = options(function)
-    taken = inspect.signature(shared, eval_str=True).parameters
+    names = {option.name for option in own}
+    taken = {
+        key: parameter
+        for key, parameter in inspect.signature(shared, eval_str=True).parameters.items()
+        if key not in names or key not in SHADOWED
+    }
+    if inspect.signature(function).parameters["task"].default is not inspect.Parameter.empty:
+        taken["task"] = taken["task"].replace(annotation=TaskOrNone, default=None)
     flags = {option.name: f"method_{option.name}" if option.name in taken else option.name for option in own}
 
     def run(**given: Any) -> None:
         chosen = {o.name: given.pop(flags[o.name]) for o in own}
-        locate(name, function, own, {key: value for key, value in chosen.items() if value not in (None, [])}, **given)
+        told = {key: value for key, value in chosen.items() if value not in (None, [])}
+        locate(name, function, own, told, flags, **{**dict.fromkeys(SHADOWED), **given})
 
     parameters = [
         inspect.Parameter(
@@ -168,8 +191,9 @@ def locate(
     function: Method,
     own: list[Option],
     chosen: dict[str, Any],
+    flags: Mapping[str, str],
     *,
-    task: str,
+    task: str | None,
     model: str,
     examples: int,
     part: Part,
@@ -180,16 +204,15 @@ def locate(
     positive: str | None,
     out: Path | None,
     html: Path | None,
-    top: int,
+    top: int | None,
     dtype: str | None,
     device: str | None,
     as_json: bool,
     dry_run: bool,
 ) -> None:
     """Run a method, or say what that would cost, and show and keep what it finds."""
-    line = [
-        "--task",
-        task,
+    line = ["--task", task] if task is not None else []
+    line += [
         "--model",
         model,
         "--examples",
@@ -203,9 +226,17 @@ def locate(
         line += [flag, value] if value is not None else []
     line += [word for pair in mapped or () for word in ("--map", pair)]
     line += [word for pair in every or () for word in ("--every", pair)]
-    line += [word for key, value in chosen.items() for word in _written(key, value)]
+    line += [word for key, value in chosen.items() for word in _written(flags[key], value)]
     given = {o.name: _value(o, chosen[o.name]) for o in own if o.name in chosen}
     lm = open_model(model, dtype, device, check=not dry_run)
+    if task is None:
+        if dry_run:
+            usage(f"what {name} costs without a task is not known beforehand: give one with --task")
+        with progress(name) as told:
+            more = {"progress": told} if "progress" in inspect.signature(function).parameters else {}
+            result = function(lm, **given, **more)
+        _finish(result, shlex.join(["trimtab", "locate", name, *line]), out, html, top or TOP, as_json)
+        return
     found = read_source(task, mapped, every, metric, positive, "utf-8", None)
     chosen_task = prepared(lm, found, part, examples, data_seed)
     for option in own:
@@ -221,7 +252,7 @@ def locate(
     with progress(name) as told:
         more = {"progress": told} if "progress" in inspect.signature(function).parameters else {}
         result = function(lm, chosen_task.task, **given, **more)
-    _finish(result, shlex.join(["trimtab", "locate", name, *line]), out, html, top, as_json)
+    _finish(result, shlex.join(["trimtab", "locate", name, *line]), out, html, top or TOP, as_json)
 
 
 @dataclass(frozen=True)

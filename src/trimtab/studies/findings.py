@@ -67,10 +67,10 @@ def command(settings: Settings) -> str:
     parts = ["trimtab", "run", settings.task]
     for name, value in _changed(settings).items():
         flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            parts.append(flag)
-        elif name in ("model", "seed", "dtype", "device", "positive", "encoding", "split"):
+        if name in ("model", "seed", "dtype", "device", "positive", "encoding", "split"):
             parts += [flag, str(value)]
+        elif value is True:
+            parts.append(flag)
         elif name in ("mapping", "every"):
             flag = {"mapping": "--map"}.get(name, flag)
             pairs = [

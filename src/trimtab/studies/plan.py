@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from trimtab.studies.context import WIDE
+from trimtab.studies.settings import Settings
+from trimtab.studies.shuffled import PASSAGES, TOKENS
 from trimtab.studies.validate import DRAWS
 from trimtab.tasks import builtin
 from trimtab.tasks.measure import measure, sides
@@ -55,6 +57,12 @@ class StudyPlan:
         return "\n".join(lines)
 
 
+def _tried(settings: Settings) -> int:
+    """Interventions that a study of shuffled labels tries."""
+    wide = sum(kind in WIDE for kind in settings.objects)
+    return (wide * settings.sites + len(settings.objects) - wide) * len(settings.scopes)
+
+
 def plan(study: Study) -> StudyPlan:
     """The plan of a study: its task is tokenised, nothing is run."""
     lm, settings, parts = study.lm, study.settings, study.parts
@@ -87,7 +95,9 @@ def plan(study: Study) -> StudyPlan:
             "steer": points * point,
             "evaluate": 2 * settings.test_passages * settings.test_tokens
             + 2 * settings.capability * 10
-            + 3 * settings.draws * (matched + asked["test"] + asked["validation"])
+            + 3 * settings.draws * (2 * matched + asked["test"] + 2 * asked["validation"])
+            + settings.draws * _tried(settings) * (2 * asked["validation"] + PASSAGES * TOKENS)
+            + settings.draws * asked["test"]
             + 2 * len(contrasts) * settings.others * asked["test"] // max(len(parts.test), 1)
             + 2 * settings.samples * settings.new_tokens,
         },

@@ -270,7 +270,8 @@ class Study:
             "attention": self.lm.attention,
             "provenance": json.loads(provenance(self.lm, self.parts.test, self.settings).to_json()),
         }
-        if self.settings.task not in builtin.names() and isinstance(self.task.metric, str):
+        brought = self._task is not None or self.settings.task not in builtin.names()
+        if brought and isinstance(self.task.metric, str):
             save_task(self._whole, self.folder.path / TASK)
         self.folder.write_text(ABOUT, json.dumps(about, indent=1, ensure_ascii=False))
 

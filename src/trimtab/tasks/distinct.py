@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 def measured(lm: LM, task: Task) -> list[Hashable]:
     """For each example the tokens that its number is made of: those before the answers, and those of both answers.
 
-    It is the same for an example and its mislabelled twin. PromptError where the tokenizer refuses a text.
+    It is the same for an example, for its mislabelled twin, and for one the other way round. PromptError where the
+    tokenizer refuses a text.
     """
     if task.shape == "counterfactual":
         both = [e for e in task.examples if isinstance(e, Counterfactual)]
         heads = _rows(lm, [text for e in both for text in (e.clean, e.corrupt)], task)
         words = tokens_of(lm, (word for e in both for word in (*e.answers, *e.distractors)))
-        return [(heads[e.clean], heads[e.corrupt], _choice(words, e.answers, e.distractors)) for e in both]
+        return [(frozenset((heads[e.clean], heads[e.corrupt])), _choice(words, e.answers, e.distractors)) for e in both]
     contrasts = [e for e in task.examples if isinstance(e, Contrast)]
     heads = _rows(lm, [e.question or e.prompt for e in contrasts if e.question or e.prompt], task)
     bare = _rows(lm, [text for e in contrasts if not (e.question or e.prompt) for text in (e.positive, e.negative)])

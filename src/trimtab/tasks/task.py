@@ -6,8 +6,9 @@ A task is a value made of texts: it knows no model. `tasks.fit` leaves out what 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -148,7 +149,7 @@ class Task(Content):
         return members
 
     def _content(self) -> object:
-        metric = self.metric if isinstance(self.metric, str) else getattr(self.metric, "__qualname__", "callable")
+        metric = self.metric if isinstance(self.metric, str) else _told(self.metric)
         return {
             "is": "Task",
             "examples": self.examples,
@@ -162,3 +163,21 @@ class Task(Content):
     def __repr__(self) -> str:
         groups = len(set(self.groups))
         return f"<Task {self.name}: {len(self)} {self.shape} examples in {groups} groups, {self.metric}>"
+
+
+def _told(function: Callable[..., object]) -> str:
+    """A function by what it does: its name, its code and what that holds on to. Two that differ in any of these are
+    never taken for one; what can only be told by its place in memory is another one in every process."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return repr(function)
+    held = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
+    whole = (
+        function.__qualname__,
+        code.co_code.hex(),
+        repr(code.co_consts),
+        code.co_names,
+        held,
+        repr(function.__defaults__),
+    )
+    return f"{function.__qualname__} {hashlib.sha256(repr(whole).encode()).hexdigest()}"
