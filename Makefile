@@ -45,5 +45,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("trimtab needs Python 3.11 or newer and this is " + sys.version.split()[0] + "; name another with: make PYTHON=/path/to/python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[big,dev,docs]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[adapters,big,dev,docs,search,serve]'
 	@touch $@
