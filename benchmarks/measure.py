@@ -114,11 +114,13 @@ def present(title: str, cases: Sequence[Case], as_json: bool, about: str = "") -
     return 0 if all(case.holds is not False for case in cases) else 1
 
 
-def arguments(description: str) -> argparse.Namespace:
+def arguments(description: str, *, quick: bool = False) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--only", nargs="*", default=None, help="names of cases to run")
     parser.add_argument("--rounds", type=float, default=1.0, help="scale the number of rounds")
+    if quick:
+        parser.add_argument("--quick", action="store_true", help="small sizes: whether it runs, not what it costs")
     return parser.parse_args()
 
 

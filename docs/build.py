@@ -53,9 +53,9 @@ RUN = re.compile(r'python\s+(?:run|figure="([\w.-]+)")\s*$')
 """What marks a block that is run; its group is the name of a figure, None where nothing is shown."""
 MARK = ".trimtab-docs"
 """The file that says that a folder is the build's own, to be written anew."""
-FIRST = ("index.md", "studies.md", "tasks.md", "locate.md", "scores.md", "engine.md", "runs.md")
+FIRST = ("index.md", "studies.md", "tasks.md", "locate.md", "steer.md", "scores.md", "engine.md", "runs.md", "serve.md")
 """The order of pages; others follow by name."""
-GROUPS = {"": "", "locate": "Locating methods", "decisions": "Decisions"}
+GROUPS = {"": "", "locate": "Locating methods", "steer": "Steering methods", "decisions": "Decisions"}
 
 
 class BuildError(Exception):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trimtab import evaluate, locate, report, steer, tasks
     from trimtab.model.lm import LM
     from trimtab.model.load import load
+    from trimtab.model.memory import memory_limit
     from trimtab.model.prompts import Prompts
     from trimtab.model.protocols import Readout, log_prob, logit_diff
     from trimtab.model.run import Run
@@ -57,6 +58,7 @@ __all__ = [
     "locate",
     "log_prob",
     "logit_diff",
+    "memory_limit",
     "report",
     "steer",
     "study",
@@ -85,6 +87,7 @@ _HOME = {
     "load": "model.load",
     "log_prob": "model.protocols",
     "logit_diff": "model.protocols",
+    "memory_limit": "model.memory",
     "study": "studies.study",
 }
 

@@ -13,7 +13,25 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from trimtab.commands import doctor, explain, generate, inspect, lens, locate, models, run, runs, scores, task
+from trimtab.commands import (
+    chat,
+    doctor,
+    explain,
+    generate,
+    inspect,
+    lens,
+    locate,
+    models,
+    robustness,
+    run,
+    runs,
+    scores,
+    search,
+    serve,
+    steer,
+    task,
+    vector,
+)
 from trimtab.commands.options import AS_JSON, defaults_from_file
 from trimtab.errors import MissingExtra, TrimtabError
 
@@ -66,7 +84,20 @@ def main(
     """Find the small part of a language model that carries a behaviour, change only that, show what it cost."""
     found = defaults_from_file()
     without = {key: value for key, value in found.items() if key != "model"}  # explain needs no model unless told
-    context.default_map = {**dict.fromkeys(("inspect", "doctor", "lens", "generate", "run"), found), "explain": without}
+    commands = [
+        "ablation-study",
+        "chat",
+        "doctor",
+        "entanglement",
+        "generate",
+        "inspect",
+        "lens",
+        "robustness",
+        "run",
+        "search",
+        "serve",
+    ]
+    context.default_map = {**dict.fromkeys(commands, found), "explain": without}
 
 
 app.command("run")(run.run)
@@ -74,6 +105,14 @@ app.command("report")(run.report)
 runs.app.command("reproduce")(run.reproduce)
 app.add_typer(locate.app, name="locate")
 app.add_typer(scores.app, name="scores")
+app.add_typer(steer.app, name="steer")
+app.command("search")(search.search)
+app.add_typer(vector.app, name="vector")
+app.command("robustness")(robustness.robustness)
+app.command("entanglement")(robustness.entanglement)
+app.command("ablation-study")(robustness.ablation_study)
+app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("lens")(lens.lens)
 app.command("generate")(generate.generate)
 app.command("explain")(explain.explain)

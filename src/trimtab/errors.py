@@ -8,6 +8,7 @@
      ├ EditError        (ValueError)    an operation and its value do not fit, a condition that comes after its edit
      ├ ModelError       (RuntimeError)  loading, an unsupported architecture, identities that fail
      │   └ ModelFileError  (OSError)    a model file that is missing, truncated or of another hash
+     ├ Busy             (RuntimeError)  as many requests wait as may: try again later
      ├ FileError        (OSError)       a file of our own of the wrong kind, of a newer version, or damaged
      └ MissingExtra     (ImportError)   an optional part is not installed
 
@@ -50,6 +51,10 @@ class ModelError(TrimtabError, RuntimeError):
 
 class ModelFileError(ModelError, OSError):
     """A model file is missing, truncated, or not the file it should be."""
+
+
+class Busy(TrimtabError, RuntimeError):
+    """As many requests wait as may."""
 
 
 class FileError(TrimtabError, OSError):

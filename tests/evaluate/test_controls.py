@@ -13,11 +13,11 @@ from tests.evaluate.tinies import edits, passages, twins, vector
 from tests.model.tinies import lm_of
 from trimtab.errors import TrimtabError
 from trimtab.evaluate import controls as module
-from trimtab.evaluate.controls import LEAST, compared, match_kl, random_directions
+from trimtab.evaluate.controls import LEAST, change_norms, compared, match_kl, random_directions
 from trimtab.evaluate.effect import effects
 from trimtab.evaluate.side_effects import side_effects
-from trimtab.values import findings
-from trimtab.values.edit import Condition, Edit, Intervention, Ref
+from trimtab.values import estimate
+from trimtab.values.edit import Affine, Condition, Edit, Intervention, Ref
 
 LM = lm_of("llama", torch.float64)
 TEXTS = passages(4)
@@ -50,6 +50,38 @@ def test_directions_have_the_norm_of_what_is_added():
         assert [(edit.site, edit.where) for edit in draw] == [(edit.site, edit.where) for edit in made]
         assert {edit.op for edit in draw} == {"add"}
     LM.run([[5, 6, 7, 8]], edit=drawn[0])  # shapes that the model takes
+
+
+def test_directions_in_place_of_other_operations_have_the_norm_of_what_these_change():
+    """An edit's change is that of a run with all of them; the first token, which is changed most, does not decide."""
+    u = np.eye(32)[3]
+    made = Intervention(
+        (
+            Edit("L0.resid_post", "affine", Affine(u, -u), strength=0.25),
+            Edit("L1.resid_post@-1:", "add", vector(norm=3.0), strength=-2.0),
+            Edit("L1.resid_post@-1:", "scale", 0.5),
+            Edit("L0.head[1]", "scale", 1.0),
+        )
+    )
+    norms = change_norms(LM, made, TEXTS, **OPTIONS)
+    rows = [LM.prompts([text.text]).ids[0, :24].tolist() for text in TEXTS]
+    base = LM.run(rows, "L0.resid_post")["L0.resid_post"]
+    assert norms[0] == pytest.approx(float(0.25 * base[..., 3].abs().median()), rel=1e-5)
+    assert norms[1] == pytest.approx(6.0, rel=1e-5)
+    two = Intervention((made.edits[0], made.edits[1].with_(where="15:")))
+    there = LM.run(rows, "L1.resid_post", edit=two)["L1.resid_post"][:, 15:]
+    assert norms[2] == pytest.approx(float(0.5 * there.norm(dim=-1).median()), rel=1e-5)
+    assert norms[3] == 0.0
+    (draw,) = random_directions(made, [(32,), (32,), (32,), (1, 8)], 1, 0, norms=norms)
+    found = [float(np.linalg.norm(edit.value)) * edit.strength for edit in draw]
+    assert found == pytest.approx(norms, rel=1e-5)
+    assert draw.edits[1].strength == 2.0
+
+
+def test_what_waits_for_a_condition_is_measured_as_if_it_held():
+    never = Condition("L0.resid_pre", np.ones(32), 1.0)
+    edit = Edit("L0.resid_post", "scale", 0.5, when=never)
+    assert change_norms(LM, Intervention.of(edit), TEXTS, **OPTIONS)[0] > 0
 
 
 def test_directions_depend_on_the_seed_alone_and_differ():
@@ -321,7 +353,7 @@ def test_missing_numbers_beat_nothing():
 @pytest.mark.parametrize("draws", [20, 24, 39])
 def test_one_in_twenty_draws_beats_the_others_by_its_rank(draws, monkeypatch):
     """The rank alone: the interval is taken to agree every time."""
-    monkeypatch.setattr(findings, "mean_interval", lambda *_, **__: (1.0, 2.0))
+    monkeypatch.setattr(estimate, "mean_interval", lambda *_, **__: (1.0, 2.0))
     rng = np.random.default_rng(draws)
     beaten = 0
     for _ in range(2000):

@@ -34,6 +34,25 @@ def test_other_parts_are_refused():
         part("train")
 
 
+@pytest.mark.parametrize(("share", "seed"), [(0.25, 0), (0.25, 1), (0.5, 0)])
+def test_items_to_search_and_to_judge_by_share_no_words(share, seed):
+    """A mirror (the same two words, the other one right) is in the part of its item."""
+    search, test = items("search", share, seed), items("test", share, seed)
+    assert {*search, *test} == set(items())
+    assert len(search) + len(test) == len(items())
+    words = [{(i.kind, frozenset((i.answer, i.distractor))) for i in found} for found in (search, test)]
+    assert not words[0] & words[1]
+    assert {i.kind for i in search} == {i.kind for i in test} == {i.kind for i in items()}
+    assert items("search", share, seed) == search != items("search", share, seed + 5)
+
+
+def test_enough_items_are_left_to_judge_by():
+    assert len(items("search")) >= 64
+    assert len(items("test")) >= 200
+    with pytest.raises(TrimtabError, match='capability set are "search" and "test", got \'train\''):
+        items("train")
+
+
 def test_items_are_proper():
     found = items()
     assert len({(i.prompt, i.answer, i.distractor) for i in found}) == len(found)
@@ -71,7 +90,7 @@ def test_the_bundled_model_can_read_all_of_it(bundled):
 def test_the_bundled_model_can_answer_enough_items(bundled):
     words = [bundled.tokenizer([i.answer, i.distractor], add_special_tokens=False)["input_ids"] for i in items()]
     usable = [all(len(ids) == 1 for ids in pair) for pair in words]
-    assert sum(usable) >= 200
+    assert sum(usable[items().index(item)] for item in items("test")) >= 200
     chosen = some(items(), 60)
     right = capability(bundled, chosen)
     expected = [usable[items().index(item)] for item in chosen]

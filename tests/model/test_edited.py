@@ -30,6 +30,7 @@ from tests.tiny import FAMILIES
 from trimtab.errors import EditError, SiteError
 from trimtab.model.protocols import logit_diff
 from trimtab.values.edit import Condition, Edit, Intervention, Noise, Ref, WeightPatch
+from trimtab.values.provenance import Provenance
 
 READOUT = logit_diff([3, 4], [5, 6])
 EDITS = ["L0.head[1] scale -1", Edit("L1.mlp_out", "add", np.linspace(-1, 1, 32), where="-2:", strength=0.7)]
@@ -413,3 +414,9 @@ class TestOtherCallsInside:
         with lm.edited(edits, runs={"o": other}):
             close(lm, lm.run(IDS).logits, expected)
             close(lm, plain_logits(lm, lm.prompts(IDS)), expected)
+
+
+def test_what_is_only_run_may_be_from_several_weights():
+    lm = lm_of("llama")
+    a, b = (Intervention.of("L0.mlp_out add 1").with_(provenance=Provenance(name, name)) for name in ("ab", "cd"))
+    close(lm, lm.run(IDS, edit=[a, b]).logits, lm.run(IDS, edit="L0.mlp_out add 2").logits)

@@ -35,6 +35,7 @@ OPS = {
     "rotate": ("rotate", Rotation.plane(np.linspace(-1, 1, D), np.ones(D), 0.8)),
     "affine": ("affine", Affine(np.full((2, D), 0.1), np.arange(2.0 * D).reshape(2, D) / 9, np.ones(D))),
     "affine shift": ("affine", Affine(c=np.ones(D))),
+    "affine scale": ("affine", Affine(c=np.ones(D), scale=np.linspace(0, 2, D))),
     "noise": ("noise", Noise(0.5, 3)),
     "gradient": ("gradient", Probe(np.arange(3.0 * D).reshape(3, D) / 50, np.zeros(3), 1, 0.5)),
 }
@@ -159,6 +160,21 @@ class TestFormulas:
         assert off(y, expected) < 1e-12
 
     @few
+    @given(seed=SEEDS, strength=st.floats(0, 1))
+    def test_a_scaled_entry_goes_its_share_of_the_way_and_none_out_of_bounds(self, seed, strength):
+        x, scale, c = normal(seed, 2, 7, D), normal(seed + 1, D), normal(seed + 2, D)
+        ends = torch.stack([torch.full((D,), -0.5), torch.full((D,), 1.0)])
+        mapped = x + strength * (scale * x + c - x)
+        assert (
+            off(apply(Edit("L0.resid_post", "affine", Affine(c=c, scale=scale), strength=strength), x), mapped) < 1e-12
+        )
+        value = Affine(c=c, scale=scale, within=ends)
+        y = apply(Edit("L0.resid_post", "affine", value, strength=strength), x)
+        inside = (x >= -0.5) & (x <= 1.0)
+        assert off(y, torch.where(inside, mapped, x)) < 1e-12
+        assert torch.equal(y[~inside], x[~inside])
+
+    @few
     @given(seed=SEEDS)
     def test_ablating_a_direction_is_complete_and_the_same_twice(self, seed):
         x, r = normal(seed, 2, 7, D), normal(seed + 1, D)
@@ -233,6 +249,85 @@ class TestFormulas:
         run = lm.run(IDS, "L0.resid_post", Edit("L0.resid_post", "set", np.full(D, 1 / 3)))
         assert run["L0.resid_post"].dtype == torch.bfloat16
         assert bool((run["L0.resid_post"] == torch.tensor(1 / 3, dtype=torch.bfloat16)).all())
+
+
+class TestHalfPrecision:
+    """Maps are computed in float32 and cast once; what no half number holds is refused, not made infinite."""
+
+    halves = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+
+    @halves
+    @few
+    @given(seed=SEEDS)
+    def test_a_line_of_large_terms_makes_its_small_shift(self, dtype, seed):
+        x = (50 + normal(seed, 2, 7, D)).to(dtype)
+        scale, shift = torch.full((D,), 1.003, dtype=torch.float64), 0.6 * normal(seed + 1, D).abs() + 0.5
+        c = shift + 50 * (1 - scale)
+        y = apply(Edit("L0.resid_post", "affine", Affine(c=c, scale=scale)), x)
+        wanted = x.double() * scale + c
+        torch.testing.assert_close(y.double(), wanted, rtol=torch.finfo(dtype).eps / 2 + 1e-6, atol=0)
+        moved = (y.double() - x.double()).mean((0, 1))
+        torch.testing.assert_close(moved, shift, atol=0.15, rtol=0)
+
+    @halves
+    @few
+    @given(seed=SEEDS, strength=st.sampled_from([1.0, 0.5, -2.0]))
+    def test_the_maps_are_those_of_float32(self, dtype, seed, strength):
+        x = (5 * normal(seed, 2, 7, D)).to(dtype)
+        values = {
+            "affine": Affine(normal(seed + 1, 3, D), normal(seed + 2, 3, D), 20 * normal(seed + 3, D)),
+            "gradient": Probe(normal(seed + 1, 3, D), 9 * normal(seed + 2, 3), 1, 7.0),
+            "rotate": Rotation.plane(normal(seed + 1, D), normal(seed + 2, D), 0.8),
+        }
+        for op, value in values.items():
+            edit = Edit("L0.resid_post", op, value, strength=strength)
+            y, wide = apply(edit, x), apply(edit, x.float())
+            assert torch.equal(y, wide.to(dtype)), op
+
+    @halves
+    @pytest.mark.parametrize("name", ["affine", "affine scale", "gradient", "rotate"])
+    def test_exactly_x_where_nothing_applies(self, dtype, name):
+        op, value = OPS[name]
+        x = normal(0, 2, 7, D).to(dtype)
+        x[0, 0, 3], x[1, 2, 0] = math.inf, -math.inf
+        for options in ({"where": "3"}, {"where": "3", "strength": 0.5}, {"where": "3", "strength": (0.5, 0.0)}):
+            y = apply(Edit("L0.resid_post", op, value, **options), x)
+            kept = [0, 1, 2, 4, 5, 6]
+            assert torch.equal(y[:, kept], x[:, kept])
+            assert not torch.equal(y[0, 3], x[0, 3])
+        within = Affine(c=np.ones(D), within=np.stack([np.full(D, -0.5), np.full(D, 0.5)]))
+        y = apply(Edit("L0.resid_post", "affine", within), x)
+        outside = (x < -0.5) | (x > 0.5)
+        assert torch.equal(y[outside], x[outside])
+
+    @pytest.mark.parametrize(
+        ("edit", "said"),
+        [
+            (Edit("L0.resid_post", "set", 7e4), r"the value goes up to 70000, and float16, .*, to 65504 only"),
+            (Edit("L0.resid_post", "add", np.full(D, -1e6)), "the value goes up to 1e.06"),
+            (Edit("L0.resid_post", "scale", 1e5), "the value goes up to 100000"),
+            (Edit("L0.resid_post", "add", np.full((2, D), 1e5)), "the value goes up to 100000"),
+            (Edit("L0.resid_post", "add", np.full((2, 7, D), 1e5)), "the value goes up to 100000"),
+            (Edit("L0.resid_post", "noise", Noise(1e5, 0)), "Noise.sigma goes up to 100000"),
+            (Edit("L0.resid_post", "add", 1.0, strength=1e5), "the strength goes up to 100000"),
+            (Edit("L0.resid_post", "add", 1.0, strength=(1.0, -7e4)), "the strength goes up to 70000"),
+            (Edit("L0.resid_post", "clamp", Bounds(1e5, None)), "a bound goes up to 100000"),
+            (Edit("L0.resid_post", "clamp", Bounds(None, -1e5)), "a bound goes up to 100000"),
+        ],
+        ids=str,
+    )
+    def test_what_float16_does_not_hold_is_refused(self, edit, said):
+        with pytest.raises(EditError, match=said):
+            lm_of("llama", torch.float16).run(IDS, edit=edit)
+        assert torch.isfinite(lm_of("llama", torch.bfloat16).run(IDS, edit=edit).logits).all()
+
+    def test_what_it_does_hold_is_not(self):
+        x = normal(0, 2, 7, D).to(torch.float16)
+        assert float(apply(Edit("L0.resid_post", "set", 65510.0), x).max()) == 65504  # rounds down to the largest
+        assert torch.equal(apply(Edit("L0.resid_post", "clamp", Bounds(-1e6, 1e6)), x), x)
+        masked = apply(Edit("L0.scores[1]", "add", -1e9), torch.zeros(2, 7, 4, 7, dtype=torch.float16))
+        assert bool((masked[:, :, 1] == -math.inf).all())
+        assert not masked[:, :, [0, 2, 3]].any()
 
 
 class TestStrength:

@@ -38,14 +38,14 @@ def said(lm, prompts, edit=None, **options):
 
 def told(lm, prompts, edit=None, **options):
     """The new tokens, and the logits (step batch vocab) from which they were picked."""
-    heard, whole = [], generate_room._forward
+    heard, whole = [], generate_room.last_logits
 
     def forward(*args):
         heard.append(whole(*args))
         return heard[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate_room, "_forward", forward)
+        patch.setattr(generate_room, "last_logits", forward)
         ids = said(lm, prompts, edit, **options)
     return ids, torch.stack(heard)
 

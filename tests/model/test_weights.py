@@ -183,3 +183,113 @@ class TestOnAModel:
             assert torch.equal(lm.hf.lm_head.weight, lm.hf.model.embed_tokens.weight)
         with pytest.raises(EditError, match=r'no parameter "lm_head\.weight"'):
             lm.run(IDS, edit=WeightPatch("lm_head.weight", delta=np.ones((97, 32))))
+
+
+class TestUntied:
+    """A patch marked `untie` changes the embedding and leaves the unembedding that shares its weights as it was."""
+
+    EMBED = "model.embed_tokens.weight"
+    patch = WeightPatch(EMBED, delta=random(97, 32), untie=True)
+
+    def changed(self):
+        """A model whose embedding alone is another one."""
+        lm = fresh("llama", torch.float64, check=False)
+        head = lm.hf.lm_head
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        with torch.no_grad():
+            lm.hf.model.embed_tokens.weight.add_(torch.tensor(random(97, 32)))
+        return lm
+
+    def test_it_is_the_model_with_another_embedding(self):
+        lm, changed = exact("llama"), self.changed()
+        expected = changed.run(IDS).logits
+        with untouched(lm):
+            close(lm, lm.run(IDS, edit=self.patch).logits, expected)
+            assert lm.generate(IDS, self.patch, max_new_tokens=5).ids == changed.generate(IDS, max_new_tokens=5).ids
+            ours, theirs = (
+                one.gradients(IDS, READOUT, "L0.resid_post", edit=edit)
+                for one, edit in ((lm, self.patch), (changed, None))
+            )
+            close(lm, ours.gradients["L0.resid_post"], theirs.gradients["L0.resid_post"])
+        assert off(lm.run(IDS, edit=self.patch.with_(untie=False)).logits, expected) > 1e-3
+
+    def test_afterwards_the_weights_are_tied_again(self):
+        lm = exact("llama")
+        shared, plain = lm.hf.lm_head.weight, lm.hf.lm_head.weight.detach().clone()
+        hashed = lm.hash
+        with untouched(lm), lm.edited(self.patch):
+            assert lm.hf.lm_head.weight is not lm.hf.model.embed_tokens.weight
+            assert torch.equal(lm.hf.lm_head.weight, plain)
+            assert lm.hash == hashed
+        assert lm.hf.lm_head.weight is lm.hf.model.embed_tokens.weight is shared
+        with untouched(lm), pytest.raises(Broken), lm.edited(self.patch):
+            raise Broken
+        assert lm.hf.lm_head.weight is lm.hf.model.embed_tokens.weight
+
+    def test_blocks_within_blocks(self):
+        lm, tied = exact("llama"), self.patch.with_(untie=False)
+        plain = lm.hf.lm_head.weight.detach().clone()
+        with untouched(lm), lm.edited(tied), lm.edited(self.patch):
+            assert off(lm.hf.lm_head.weight.detach(), plain + torch.tensor(tied.matrix)) < 1e-12
+            assert off(lm.hf.model.embed_tokens.weight.detach(), plain + 2 * torch.tensor(tied.matrix)) < 1e-12
+            with lm.edited(self.patch):
+                assert off(lm.hf.lm_head.weight.detach(), plain + torch.tensor(tied.matrix)) < 1e-12
+            assert lm.hf.lm_head.weight is not lm.hf.model.embed_tokens.weight
+
+    def test_a_tied_patch_beside_it_is_meant_for_both(self):
+        lm, other = exact("llama"), WeightPatch(self.EMBED, delta=random(97, 32, seed=1))
+        plain = lm.hf.lm_head.weight.detach().clone()
+        for both in ([other, self.patch], [self.patch, other]):
+            with untouched(lm), patched(lm.hf, both):
+                assert off(lm.hf.lm_head.weight.detach(), plain + torch.tensor(other.matrix)) < 1e-12
+                total = plain + torch.tensor(other.matrix + self.patch.matrix)
+                assert off(lm.hf.model.embed_tokens.weight.detach(), total) < 1e-12
+
+    @pytest.mark.parametrize("name", [UP, NORM])
+    def test_the_mark_means_nothing_elsewhere(self, name):
+        lm = exact("llama")
+        patch = WeightPatch(name, delta=random(*lm.hf.get_parameter(name).shape), untie=True)
+        with untouched(lm), lm.edited(patch):
+            assert lm.hf.lm_head.weight is lm.hf.model.embed_tokens.weight
+        apart = exact("gpt_neox")
+        patch = WeightPatch("gpt_neox.embed_in.weight", delta=random(97, 32))
+        logits = [apart.run(IDS, edit=patch.with_(untie=mark)).logits for mark in (True, False)]
+        assert torch.equal(*logits)
+
+    def test_what_does_not_fit_is_refused_before_anything_is_untied(self):
+        lm = exact("llama")
+        wrong = WeightPatch(UP, delta=np.ones((3, 3)))
+        with untouched(lm), pytest.raises(EditError, match="must have shape"):
+            lm.run(IDS, edit=[self.patch, wrong])
+        assert lm.hf.lm_head.weight is lm.hf.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("dtypes", [(np.float32, np.float64), (np.float64, np.float32)])
+def test_factors_of_different_precision(dtypes):
+    lm = exact("llama")
+    left, right = random(40, 2).astype(dtypes[0]), random(2, 32).astype(dtypes[1])
+    before = lm.hf.get_parameter(UP).detach().clone()
+    with untouched(lm), patched(lm.hf, [WeightPatch(UP, left=left, right=right)]):
+        expected = before + torch.tensor(left.astype(np.float64) @ right.astype(np.float64))
+        assert off(lm.hf.get_parameter(UP).detach(), expected) < 1e-12
+
+
+def test_a_patch_is_rounded_once():
+    """To half precision only when it has been added."""
+    lm = lm_of("llama", torch.bfloat16)
+    before = lm.hf.get_parameter(UP).detach().clone()
+    delta = random(40, 32) * 1e-2
+    with untouched(lm), patched(lm.hf, [WeightPatch(UP, delta=delta)]):
+        expected = (before.double() + torch.tensor(delta)).to(torch.bfloat16)
+        assert torch.equal(lm.hf.get_parameter(UP).detach(), expected)
+
+
+def test_experts_have_factors_in_common():
+    lm = exact("mixtral")
+    name = "model.layers.1.mlp.experts.down_proj"
+    left, right = random(32, 2), random(4, 2, 40)
+    before = lm.hf.get_parameter(name).detach().clone()
+    with untouched(lm), patched(lm.hf, [WeightPatch(name, left=left, right=right)]):
+        after = lm.hf.get_parameter(name).detach()
+        for expert in range(4):
+            assert off(after[expert], before[expert] + torch.tensor(left @ right[expert])) < 1e-12

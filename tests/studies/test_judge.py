@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from tests.studies.small import contrast, counterfactual, study
+from trimtab.evaluate import texts
 from trimtab.evaluate.effect import effects
 from trimtab.report.study import study_html
 from trimtab.report.study_markdown import study_markdown
+from trimtab.studies import judge
 from trimtab.studies.context import Context
 from trimtab.studies.judge import _entangled, _prompt_only, instructed
 from trimtab.tasks import builtin
@@ -43,6 +45,14 @@ def test_tasks_that_do_not_fit_are_listed_with_their_reasons(tmp_path, monkeypat
     rows, left_out = _entangled(context, PUSH)
     assert ([row.task for row in rows], list(left_out)) == (["sentiment"], ["honesty"])
     assert _entangled(context_of(tmp_path, contrast(), others=0), PUSH) == ((), {})
+
+
+def test_items_are_those_that_no_search_reads(tmp_path, monkeypatch):
+    read, real = [], judge.capability
+    monkeypatch.setattr(judge, "capability", lambda lm, items, *rest: read.extend(items) or real(lm, items, *rest))
+    study(tmp_path, contrast(), others=0, capability=400).run()
+    assert {*read} == {*texts.capability("test")}
+    assert not {*read} & {*texts.capability("search")}
 
 
 def test_an_instruction_goes_before_both_prompts(tmp_path):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.studies.small import contrast, counterfactual, study
+from trimtab.steer.vectors import difference_of_means
 from trimtab.studies.context import Context
-from trimtab.studies.judge import _elsewhere, _read_at, _swapped
+from trimtab.studies.draws import Made, mean_differences, other_differences, read_at
 from trimtab.studies.search import _proposals
 from trimtab.studies.shuffled import positions, shuffled_studies
 from trimtab.tasks.means import mean_difference
@@ -61,14 +62,15 @@ def test_one_place_at_two_spans_is_tried_at_the_better_one(context):
 def test_controls_are_read_where_the_picked_one_is(context):
     screening, validation = found(*PLACES)
     picked = next(iter(_proposals(context, validation))).at(1.0)
-    here = _read_at(screening, picked)
+    here = read_at(screening, picked)
+    made = Made(picked, "difference_of_means", difference_of_means, here, "all", 1.0)
     assert list(map(str, here)) == ["L0.resid_post@subject"]
-    (other,) = _elsewhere(context, picked, here, 3, seed=0).drawn
+    (other,) = other_differences(context, made, 3, seed=0).drawn
     means = mean_difference(context.lm, context.parts.train, ["L1.resid_post@subject", *map(str, here)])
     assert str(other.edits[0].site) == "L1.resid_post"
     np.testing.assert_array_equal(other.edits[0].value, means.difference("L1.resid_post@subject"))
     pairs = means.pairs(here[0])
-    for draw in _swapped(context, picked, here, 4, seed=0).drawn:
+    for draw in mean_differences(context, made, 4, seed=0).drawn:
         signs = np.sign(np.linalg.lstsq(pairs.T.astype(float), draw.edits[0].value * len(pairs), rcond=None)[0])
         swapped = (signs[:, None] * pairs).sum(0) / len(pairs)
         np.testing.assert_allclose(swapped, draw.edits[0].value, atol=1e-4)

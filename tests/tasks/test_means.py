@@ -49,6 +49,21 @@ def test_positions_and_units_of_a_site():
         means.difference("L1.mlp_out")
 
 
+def test_pools_are_those_of_the_tokens():
+    prompts, site = sides(LM, TASK).positive, Site.parse("L0.mlp_out@text")
+    run = LM.run(prompts, "L0.mlp_out")
+    rows = [run["L0.mlp_out"][i, c].numpy() for i, c in enumerate(prompts.positions("text"))]
+    for pool, made in {
+        "mean": lambda x: x.mean(0),
+        "mean_abs": lambda x: np.abs(x).mean(0),
+        "max": lambda x: x.max(0),
+        "max_abs": lambda x: np.abs(x).max(0),
+        "frequency": lambda x: (x > 0.1).mean(0),
+    }.items():
+        found = pooled(LM, prompts, [site], pool=pool, threshold=0.1 if pool == "frequency" else 0.0)[site]
+        np.testing.assert_allclose(found, np.stack([made(x) for x in rows]), atol=1e-6)
+
+
 def test_signs_swap_the_sides():
     means = mean_difference(LM, TASK, "L1.head")
     signs = np.where(np.arange(len(TASK)) % 3 == 0, -1.0, 1.0)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from trimtab.errors import EditError, PromptError, SiteError
 from trimtab.values import Affine, Bounds, Condition, Noise, Probe, Ref, Rotation, Scope, Site
+from trimtab.values.content import digest_of
 from trimtab.values.operands import array_of, number_of, show
 
 
@@ -79,6 +80,15 @@ def test_what_is_no_number_is_refused(value):
         number_of(value, "it")
 
 
+def test_an_affine_map_without_a_scale_is_what_it_was_before_there_were_any():
+    a, c = np.ones((1, 3), np.float32), np.arange(3, dtype=np.float32)
+    assert Affine(a, -a, c).digest == digest_of({"is": "Affine", "A": a, "B": -a, "c": c})
+    assert Affine(c=c, scale=c) != Affine(c=c)
+    assert Affine(scale=c, within=np.stack([c, c + 1])) != Affine(scale=c)
+    assert Affine(scale=c).width == 3
+    assert repr(Affine(scale=c)) == "Affine(A=None, B=None, c=None, scale=array(3,))"
+
+
 def test_values_are_equal_by_content():
     direction = np.arange(3.0)
     assert Affine(direction, -direction) == Affine(direction[None].copy(), -direction[None])
@@ -98,6 +108,10 @@ def test_values_are_equal_by_content():
         (lambda: Affine(c=np.ones((1, 3))), "Affine.c must have 1 dimension, got shape"),
         (lambda: Affine(np.ones((1, 1, 3)), np.ones((1, 1, 3))), "Affine.A must have 2 dimensions"),
         (lambda: Affine(np.array([np.nan]), np.ones(1)), "Affine.A holds NaN"),
+        (lambda: Affine(c=np.ones(3), scale=np.ones(2)), r"Affine.scale must have shape \(3,\)"),
+        (lambda: Affine(within=np.ones((2, 3))), "would change nothing"),
+        (lambda: Affine(scale=np.ones(3), within=np.ones((3, 2))), r"Affine.within must have shape \(2, 3\)"),
+        (lambda: Affine(scale=np.ones(1), within=[[1.0], [0.0]]), "lows above highs"),
         (lambda: Bounds(), "neither low nor high"),
         (lambda: Bounds(2, 1), "Bounds.low must not exceed Bounds.high, got 2.0 and 1.0"),
         (lambda: Bounds(low=np.nan), "Bounds.low must be finite"),

@@ -3,6 +3,7 @@ import pytest
 
 from trimtab.errors import EditError
 from trimtab.values import WeightPatch
+from trimtab.values.content import digest_of, encode
 
 COLUMN, ROW = np.arange(3.0)[:, None], np.arange(2.0)[None]
 
@@ -38,3 +39,33 @@ def test_what_does_not_fit_is_refused(fields, message):
 def test_it_prints_shapes():
     assert str(WeightPatch("w", left=COLUMN, right=ROW)) == "w += array(3, 1) @ array(1, 2)"
     assert str(WeightPatch("w", delta=COLUMN)) == "w += array(3, 1)"
+
+
+def test_a_stack_of_matrices_has_factors_for_each_or_for_all():
+    rng = np.random.default_rng(0)
+    one, many = rng.normal(size=(3, 1)), rng.normal(size=(5, 1, 2))
+    patch = WeightPatch("w", left=one, right=many)
+    assert patch.shape == patch.matrix.shape == (5, 3, 2)
+    np.testing.assert_allclose(patch.matrix[4], one @ many[4])
+    assert WeightPatch("w", left=rng.normal(size=(5, 3, 1)), right=rng.normal(size=(1, 2))).shape == (5, 3, 2)
+    with pytest.raises(EditError, match="differ in how many matrices there are"):
+        WeightPatch("w", left=rng.normal(size=(4, 3, 1)), right=many)
+
+
+def test_the_mark_of_an_untied_embedding():
+    tied = WeightPatch("w", left=COLUMN, right=ROW)
+    patch = tied.with_(untie=True)
+    assert patch != tied
+    assert patch.scaled(2).untie
+    assert str(patch) == "w += array(3, 1) @ array(1, 2) untied"
+    with pytest.raises(EditError, match=r"untie of the patch of .w. is True or False"):
+        tied.with_(untie=1)
+
+
+def test_a_patch_without_the_mark_is_what_it_was_before_there_was_one():
+    """Files and digests of earlier versions."""
+    arrays: dict[str, np.ndarray] = {}
+    assert "untie" not in encode(WeightPatch("w", delta=COLUMN), arrays)
+    assert digest_of({"is": "WeightPatch", "parameter": "w", "left": None, "right": None, "delta": COLUMN}) == (
+        WeightPatch("w", delta=COLUMN).digest
+    )

@@ -98,7 +98,7 @@ def generate(
         print_json(document if without is None else document | {"without": _said(without)})
     else:
         assert without is not None
-        _side_by_side(without.texts[0], with_edits.texts[0], edit or [])
+        side_by_side(without.texts[0], with_edits.texts[0], edit or [])
 
 
 class Sampling(TypedDict):
@@ -169,7 +169,8 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
 
-def _side_by_side(without: str, with_edits: str, edits: list[str]) -> None:
+def side_by_side(without: str, with_edits: str, edits: list[str]) -> None:
+    """Two continuations of one prompt, the one without edits on the left."""
     from rich.table import Table
     from rich.text import Text
 

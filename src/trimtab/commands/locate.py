@@ -8,16 +8,31 @@ from __future__ import annotations
 
 import inspect
 import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from trimtab.commands.methods import (
+    EXAMPLES,
+    DataSeed,
+    Examples,
+    MethodGroup,
+    Part,
+    PartName,
+    TaskName,
+    command,
+    complete_task,
+    opened,
+    prepared,
+    progress,
+    reporting,
+    task_words,
+    value_of,
+    written,
+)
 from trimtab.commands.options import (
     DEFAULT_MODEL,
     Device,
@@ -29,48 +44,57 @@ from trimtab.commands.options import (
     defaults_from_file,
     open_model,
     print_json,
-    say,
     usage,
     writable,
 )
 from trimtab.commands.scores import facts, table
 from trimtab.commands.task import Every, Mapped, Metric, Positive, read_source
-from trimtab.errors import TaskError, TrimtabError
 
 if TYPE_CHECKING:
     from typer.core import TyperCommand
 
-    from trimtab.locate.methods import Method, Option
     from trimtab.model.lm import LM
-    from trimtab.tasks.files import Loaded
+    from trimtab.tasks.signatures import Method, Option
     from trimtab.tasks.task import Task
 
-Part = Literal["train", "validation", "test", "all"]
-PARTS = ("train", "validation", "test", "all")
-EXAMPLES = 32
 TOP = 10
 SHADOWED = ("metric", "top")
 """Shared options that give way to a method's own of the same name."""
 
 
-class Methods(TyperGroup):
-    """A group whose commands are the locating methods, made when they are asked for."""
+class Methods(MethodGroup):
+    """A group whose commands are the locating methods."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Every method."""
+    def known(self) -> Mapping[str, Method]:
+        """Every method by its name."""
         from trimtab.locate.methods import methods
 
-        return sorted(methods())
+        return methods()
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The command of a method; a usage error, with the nearest one, where there is none."""
+    def named(self, name: str) -> Method:
+        """A method by its name."""
         from trimtab.locate.methods import method
 
-        try:
-            found = method(cmd_name)
-        except TrimtabError as error:
-            usage(str(error))
-        return command(cmd_name.replace("-", "_"), found)
+        return method(name)
+
+    def made(self, name: str, function: Method) -> TyperCommand:
+        """The command of a method: the shared options, and its own, which come first where both have one name."""
+        from trimtab.tasks.signatures import options
+
+        own = options(function)
+        names = {option.name for option in own}
+        shared = {
+            key: parameter
+            for key, parameter in inspect.signature(_shared, eval_str=True).parameters.items()
+            if key not in names or key not in SHADOWED
+        }
+        if inspect.signature(function).parameters["task"].default is not inspect.Parameter.empty:
+            shared["task"] = shared["task"].replace(annotation=TaskOrNone, default=None)
+
+        def work(own: list[Option], told: dict[str, Any], flags: Mapping[str, str], given: dict[str, Any]) -> None:
+            locate(name, function, own, told, flags, **{**dict.fromkeys(SHADOWED), **given})
+
+        return command(name, function, own, shared, work)
 
 
 app = typer.Typer(
@@ -91,30 +115,12 @@ def settings(context: typer.Context) -> None:
     context.default_map = {context.invoked_subcommand or "": defaults_from_file()}
 
 
-def complete_task(start: str) -> list[str]:
-    """Names of built-in tasks, for the shell."""
-    from trimtab.tasks import builtin
-
-    return [name for name in builtin.names() if name.startswith(start)]
-
-
-def _part(value: str) -> str:
-    if value not in PARTS:
-        usage(f"a part is {', '.join(PARTS)}, got {value}")
-    return value
-
-
-def shared(
-    task: Annotated[
-        str,
-        typer.Option(
-            "--task", "-t", metavar="NAME|FILE", help="A built-in task or a file.", autocompletion=complete_task
-        ),
-    ],
+def _shared(
+    task: TaskName,
     model: ModelOption = DEFAULT_MODEL,
-    examples: Annotated[int, typer.Option(min=0, help="Examples at most; 0 for all.")] = EXAMPLES,
-    part: Annotated[str, typer.Option(metavar="|".join(PARTS), help="Which part of the task.", callback=_part)] = "all",
-    data_seed: Annotated[int, typer.Option(min=0, help="Of the parts and of the choice of examples.")] = 0,
+    examples: Examples = EXAMPLES,
+    part: PartName = "all",
+    data_seed: DataSeed = 0,
     metric: Metric = None,
     mapped: Mapped = None,
     every: Every = None,
@@ -147,45 +153,6 @@ TaskOrNone = Annotated[
 ]
 
 
-def command(name: str, function: Method) -> TyperCommand:
-    """The command of one method: the shared options, then its own, which come first where both have one name."""
-    from trimtab.locate.methods import about, options
-
-    own = options(function)
-    names = {option.name for option in own}
-    taken = {
-        key: parameter
-        for key, parameter in inspect.signature(shared, eval_str=True).parameters.items()
-        if key not in names or key not in SHADOWED
-    }
-    if inspect.signature(function).parameters["task"].default is not inspect.Parameter.empty:
-        taken["task"] = taken["task"].replace(annotation=TaskOrNone, default=None)
-    flags = {option.name: f"method_{option.name}" if option.name in taken else option.name for option in own}
-
-    def run(**given: Any) -> None:
-        chosen = {o.name: given.pop(flags[o.name]) for o in own}
-        told = {key: value for key, value in chosen.items() if value not in (None, [])}
-        locate(name, function, own, told, flags, **{**dict.fromkeys(SHADOWED), **given})
-
-    parameters = [
-        inspect.Parameter(
-            flags[o.name],
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if o.required else None,
-            annotation=_annotated(o, flags[o.name]),
-        )
-        for o in own
-    ]
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in taken.values()]
-    ordered = [keyword[0], *parameters, *keyword[1:]]
-    run.__signature__ = inspect.Signature(ordered)
-    run.__annotations__ = {p.name: p.annotation for p in ordered}
-    run.__name__, run.__doc__ = name, about(function)
-    alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    alone.command(name)(run)
-    return cast("TyperCommand", typer.main.get_command(alone))
-
-
 def locate(
     name: str,
     function: Method,
@@ -211,37 +178,23 @@ def locate(
     dry_run: bool,
 ) -> None:
     """Run a method, or say what that would cost, and show and keep what it finds."""
-    line = ["--task", task] if task is not None else []
-    line += [
-        "--model",
-        model,
-        "--examples",
-        str(examples),
-        "--part",
-        part,
-        "--data-seed",
-        str(data_seed),
-    ]
-    for flag, value in (("--metric", metric), ("--positive", positive), ("--dtype", dtype), ("--device", device)):
-        line += [flag, value] if value is not None else []
-    line += [word for pair in mapped or () for word in ("--map", pair)]
-    line += [word for pair in every or () for word in ("--every", pair)]
-    line += [word for key, value in chosen.items() for word in _written(flags[key], value)]
-    given = {o.name: _value(o, chosen[o.name]) for o in own if o.name in chosen}
+    more = {"--metric": metric, "--positive": positive, "--dtype": dtype, "--device": device}
+    line = task_words(task, model, examples, part, data_seed, more, mapped, every)
+    line += [word for key, value in chosen.items() for word in written(flags[key], value)]
+    given = {o.name: value_of(o, chosen[o.name]) for o in own if o.name in chosen}
     lm = open_model(model, dtype, device, check=not dry_run)
     if task is None:
         if dry_run:
             usage(f"what {name} costs without a task is not known beforehand: give one with --task")
         with progress(name) as told:
-            more = {"progress": told} if "progress" in inspect.signature(function).parameters else {}
-            result = function(lm, **given, **more)
+            result = function(lm, **given, **reporting(function, told))
         _finish(result, shlex.join(["trimtab", "locate", name, *line]), out, html, top or TOP, as_json)
         return
     found = read_source(task, mapped, every, metric, positive, "utf-8", None)
     chosen_task = prepared(lm, found, part, examples, data_seed)
     for option in own:
         if option.name in given:
-            given[option.name] = _opened(option, given[option.name], lm, chosen_task, data_seed)
+            given[option.name] = opened(option, given[option.name], lm, chosen_task, data_seed)
     if dry_run:
         plan = planned(lm, chosen_task.task, name, function, given)
         if as_json:
@@ -250,34 +203,8 @@ def locate(
             console().print(str(plan))
         return
     with progress(name) as told:
-        more = {"progress": told} if "progress" in inspect.signature(function).parameters else {}
-        result = function(lm, chosen_task.task, **given, **more)
+        result = function(lm, chosen_task.task, **given, **reporting(function, told))
     _finish(result, shlex.join(["trimtab", "locate", name, *line]), out, html, top or TOP, as_json)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A task as a method gets it, and the whole that it was taken from."""
-
-    task: Task
-    whole: Task
-
-
-def prepared(lm: LM, found: Loaded | Task, part: Part, examples: int, seed: int) -> Prepared:
-    """The examples of a task that the model's tokenizer can do: a part of them, and so many of it."""
-    from trimtab.tasks.fit import fit
-    from trimtab.tasks.task import Task
-
-    fitted = fit(lm, found if isinstance(found, Task) else found.sound())
-    if fitted.dropped:
-        say(str(fitted))
-    whole = fitted.task
-    task = _of(whole, part, seed)
-    return Prepared(task.take(min(examples, len(task)), seed) if examples else task, whole)
-
-
-def _of(task: Task, part: str, seed: int) -> Task:
-    return task if part == "all" else getattr(task.split(seed), part)
 
 
 @dataclass(frozen=True)
@@ -333,35 +260,6 @@ def planned(lm: LM, task: Task, name: str, function: Method, given: Mapping[str,
     return Planned(name, lm.name, task.name, len(task), groups, tokens(lm, task), **asdict(found))
 
 
-@contextmanager
-def progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error with the time that is left, where someone is watching."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task(name.replace("_", " "), total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
-
-
 def _finish(result: Any, line: str, out: Path | None, html: Path | None, top: int, as_json: bool) -> None:
     """Show and keep a result; the command that made it goes into its provenance."""
     from trimtab.values.scores import Scores
@@ -390,87 +288,3 @@ def _finish(result: Any, line: str, out: Path | None, html: Path | None, top: in
     for path in (out, html):
         if path is not None:
             typer.echo(f"wrote {path}", err=True)
-
-
-def _annotated(option: Option, flag: str) -> Any:
-    """What Typer is told of one option: everything is text there but flags, so that its error can name the nearest."""
-    from trimtab.locate.methods import READS
-
-    name = f"--{flag.replace('_', '-')}"
-    words = option.help.replace("`", "")
-    words = words[:1].upper() + words[1:]
-    if not option.required and option.default not in (None, ()):
-        words = f"{words} Default: {_shown(option.default)}.".strip()
-    if option.name in READS:
-        return Annotated[
-            list[str] if option.required else list[str] | None,
-            typer.Option(name, metavar="SITES", help=f"{words} May be repeated: a list of candidates."),
-        ]
-    if option.kinds == ("flag",):
-        return Annotated[bool | None, typer.Option(f"{name}/--no-{name[2:]}", help=words)]
-
-    def complete(start: str) -> list[str]:
-        return [word for word in option.choices if word.startswith(start)]
-
-    metavar = "|".join([*option.choices, *(_METAVARS[kind] for kind in option.kinds)])
-    made = typer.Option(
-        name,
-        metavar=f"{metavar},…" if option.listed else metavar,
-        help=words,
-        callback=_checked(option),
-        autocompletion=complete,
-    )
-    return Annotated[str if option.required else str | None, made]
-
-
-_METAVARS = {"flag": "BOOL", "whole": "INT", "number": "NUMBER", "words": "TEXT", "task": "NAME|FILE", "file": "FILE"}
-
-
-def _checked(option: Option) -> Callable[[str | None], str | None]:
-    def check(value: str | None) -> str | None:
-        if value is not None:
-            try:
-                option.read(value)
-            except TrimtabError as error:
-                usage(str(error))
-        return value
-
-    return check
-
-
-def _value(option: Option, given: Any) -> Any:
-    from trimtab.locate.methods import READS
-
-    if option.name in READS:
-        return given[0] if len(given) == 1 else list(given)
-    return option.read(given) if isinstance(given, str) else given
-
-
-def _opened(option: Option, value: Any, lm: LM, task: Prepared, seed: int) -> Any:
-    """What an option's text names: a part of the same task, another task, or a file of ours."""
-    if not isinstance(value, str) or value in option.choices:
-        return value
-    if "task" in option.kinds:
-        if value in PARTS:
-            return _of(task.whole, value, seed)
-        return prepared(lm, read_source(value, None, None, None, None, "utf-8", None), "all", 0, seed).task
-    for kind in option.files:
-        if Path(value).suffix or Path(value).exists():
-            return kind.load(value)
-    if option.files and "words" not in option.kinds:
-        raise TaskError(f'{option.name} is {option.expected}, and there is no file "{value}"')
-    return value
-
-
-def _written(key: str, value: Any) -> list[str]:
-    flag = f"--{key.replace('_', '-')}"
-    if isinstance(value, bool):
-        return [flag if value else f"--no-{flag[2:]}"]
-    values = value if isinstance(value, list | tuple) else [value]
-    return [word for each in values for word in (flag, str(each))]
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -67,6 +67,7 @@ Metric = Annotated[str | None, typer.Option(help="What is measured, such as logi
 Positive = Annotated[str | None, typer.Option(metavar="LABEL", help="The label of the positive side.")]
 Encoding = Annotated[str, typer.Option(help="Of the file.")]
 Most = Annotated[int | None, typer.Option(min=1, help="Rows to read at most.")]
+Split = Annotated[str | None, typer.Option(metavar="PART", help="Of a data set in several parts.")]
 
 
 @app.command("list")
@@ -96,12 +97,13 @@ def show(
     every: Every = None,
     positive: Positive = None,
     encoding: Encoding = "utf-8",
+    split: Split = None,
     as_json: Json = False,
 ) -> None:
     """Show what a task is, and some of its examples from different groups."""
     from trimtab.tasks.task import Task
 
-    found = read_source(source, mapped, every, None, positive, encoding, None)
+    found = read_source(source, mapped, every, None, positive, encoding, None, split)
     task = found if isinstance(found, Task) else found.sound()
     examples = task.take(min(number, len(task))).examples if number else ()
     if as_json:
@@ -133,6 +135,7 @@ def check(
     metric: Metric = None,
     positive: Positive = None,
     encoding: Encoding = "utf-8",
+    split: Split = None,
     most: Most = None,
     least: Annotated[int | None, typer.Option(min=1, help="Fail where fewer examples than this fit.")] = None,
     as_json: Json = False,
@@ -144,7 +147,7 @@ def check(
     from trimtab.tasks.fit import fit
     from trimtab.tasks.task import Task
 
-    found = read_source(source, mapped, every, metric, positive, encoding, most)
+    found = read_source(source, mapped, every, metric, positive, encoding, most, split)
     task = found if isinstance(found, Task) else found.task
     loaded = None if isinstance(found, Task) else found
     problems: list[str] = []
@@ -182,6 +185,7 @@ def read_source(
     positive: str | None,
     encoding: str,
     most: int | None,
+    split: str | None = None,
 ) -> Loaded | Task:
     """What a file holds, or the built-in task of that name."""
     from trimtab.tasks import builtin
@@ -203,6 +207,7 @@ def read_source(
         positive=positive,
         encoding=encoding,
         most=MOST if most is None else most,
+        split=split,
     )
 
 

@@ -10,11 +10,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from trimtab.errors import TrimtabError
-from trimtab.evaluate.side_effects import side_effects
+from trimtab.evaluate.forced import forced
+from trimtab.evaluate.side_effects import PROMPT, side_effects
 from trimtab.evaluate.texts import Passage
+from trimtab.model.edits import Compiled
+from trimtab.model.frame import Frame
+from trimtab.model.hooks import Step
 from trimtab.values.bootstrap import mean_over_examples
 from trimtab.values.edit import Edit, Intervention
 from trimtab.values.findings import Control, Estimate
@@ -33,23 +38,60 @@ NOTHING = 1e-9
 
 
 def random_directions(
-    intervention: Intervention, shapes: Sequence[tuple[int, ...]], draws: int, seed: int
+    intervention: Intervention,
+    shapes: Sequence[tuple[int, ...]],
+    draws: int,
+    seed: int,
+    *,
+    norms: Sequence[float] | None = None,
 ) -> list[Intervention]:
     """At each site of the intervention, a Gaussian direction in place of what it does, of the same norm where it adds.
 
-    `shapes` gives the shape of each edit's site. The norm of a direction that replaces something else than an added
-    vector is 1; `match_kl` finds its strength.
+    `shapes` gives the shape of each edit's site. A direction that replaces something else than an added vector has the
+    norm that `norms` gives its edit (`change_norms`), or 1; `match_kl` finds its strength.
     """
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(draws):
         edits = []
-        for edit, shape in zip(intervention.edits, shapes, strict=True):
+        for i, (edit, shape) in enumerate(zip(intervention.edits, shapes, strict=True)):
             direction = rng.standard_normal(shape)
-            value = (direction * _size(edit, shape) / np.linalg.norm(direction)).astype(np.float32)
-            edits.append(edit.with_(op="add", value=value, strength=abs(float(np.mean(edit.strength)))))
+            norm, strength = _size(edit, shape), abs(float(np.mean(edit.strength)))
+            if norms is not None and not _adds(edit):
+                norm, strength = norms[i], 1.0
+            value = (direction * norm / np.linalg.norm(direction)).astype(np.float32)
+            edits.append(edit.with_(op="add", value=value, strength=strength))
         made.append(Intervention(tuple(edits), name="random direction"))
     return made
+
+
+def change_norms(lm: LM, intervention: Intervention, passages: Sequence[Passage], *, length: int = 64) -> list[float]:
+    """Of each edit the norm of what it changes at a position, as the others leave it: the median over the positions of
+    neutral text that it changes, as if its condition held; 0 where it changes none.
+
+    A median, since the first token's activations are many times those of all others.
+    """
+    rows = [lm.prompts([passage.text]).ids[0, :length].tolist() for passage in passages]
+    prompts = lm.prompts(rows, mask=torch.ones(len(rows), length, dtype=torch.long))
+    prompts, (here,) = forced(
+        prompts, [PROMPT] * prompts.batch, [Intervention(tuple(e.with_(when=None) for e in intervention))]
+    )
+    found = [0.0] * len(here.edits)
+
+    def step(i: int, edit: Compiled) -> Step:
+        def change(x: torch.Tensor, frame: Frame) -> torch.Tensor:
+            new = edit.apply(x, frame)
+            norm = (new - x).float().flatten(2).norm(dim=-1)
+            moved = norm[(norm > 0) & norm.isfinite()]
+            found[i] = float(moved.median()) if len(moved) else 0.0
+            return new
+
+        return Step(edit.site.whole, change=change)
+
+    steps = [step(i, made) for i, edit in enumerate(here.edits) for made in lm.compile([edit], prompts)]
+    with torch.no_grad(), lm.on(steps, Frame.whole(prompts)):
+        lm.call(prompts)
+    return found
 
 
 def match_kl(
@@ -141,9 +183,14 @@ def compared(
     return Control(name, about, control, kl, difference, p, beaten)
 
 
+def _adds(edit: Edit) -> bool:
+    """Whether an edit adds numbers that are known."""
+    return edit.op == "add" and isinstance(edit.value, float | np.ndarray)
+
+
 def _size(edit: Edit, shape: tuple[int, ...]) -> float:
     """The norm of what an edit adds to units of this shape, 1 where it does something else."""
-    if edit.op != "add" or not isinstance(edit.value, float | np.ndarray):
+    if not _adds(edit):
         return 1.0
     value = np.asarray(edit.value)
     return float(np.linalg.norm(value if value.ndim > len(shape) else np.broadcast_to(value, shape)))

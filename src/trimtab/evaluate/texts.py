@@ -14,6 +14,7 @@ from functools import cache
 from importlib.resources import files
 
 import numpy as np
+from jaxtyping import Int
 
 from trimtab.errors import TrimtabError
 
@@ -42,27 +43,53 @@ def neutral() -> tuple[Passage, ...]:
     return tuple(Passage(**row) for row in _rows("neutral.jsonl"))
 
 
-@cache
-def capability() -> tuple[Item, ...]:
-    """All items of the capability set."""
-    return tuple(Item(**row) for row in _rows("capability.jsonl"))
+def capability(which: str | None = None, share: float = 0.25, seed: int = 0) -> tuple[Item, ...]:
+    """The items of the capability set: all, or those to choose an intervention by ("search") or to judge it by
+    ("test").
+
+    Most items have a mirror that asks for the same two words the other way round: items of one kind and the same two
+    words are in the same part. Both parts have items of every kind.
+    """
+    items = _items()
+    if which is None:
+        return items
+    chosen: set[tuple[str, ...]] = set()
+    for kind in dict.fromkeys(item.kind for item in items):
+        words = list(dict.fromkeys(_words(item) for item in items if item.kind == kind))
+        chosen |= {words[i] for i in _part(len(words), which, share, seed, "the capability set")}
+    return tuple(item for item in items if _words(item) in chosen)
 
 
 def part(which: str, share: float = 0.3, seed: int = 0) -> tuple[Passage, ...]:
     """The passages to choose an intervention on ("search") or to judge it on ("test"), of different sources."""
     passages = neutral()
-    order = np.random.default_rng(seed).permutation(len(passages))
-    cut = round(share * len(passages))
-    chosen = {"search": order[:cut], "test": order[cut:]}
-    if which not in chosen:
-        raise TrimtabError(f'the parts of the neutral text are "search" and "test", got {which!r}')
-    return tuple(passages[i] for i in chosen[which])
+    return tuple(passages[i] for i in _part(len(passages), which, share, seed, "the neutral text"))
 
 
 def some(items: Sequence[Item], most: int, seed: int = 0) -> tuple[Item, ...]:
     """At most so many items, at random."""
     order = np.random.default_rng(seed).permutation(len(items))[:most]
     return tuple(items[i] for i in sorted(order))
+
+
+@cache
+def _items() -> tuple[Item, ...]:
+    return tuple(Item(**row) for row in _rows("capability.jsonl"))
+
+
+def _words(item: Item) -> tuple[str, ...]:
+    """What an item and its mirror have in common."""
+    return (item.kind, *sorted((item.answer, item.distractor)))
+
+
+def _part(number: int, which: str, share: float, seed: int, of: str) -> Int[np.ndarray, "chosen"]:
+    """Which of so many are in a part, at random; the search has `share` of them."""
+    order = np.random.default_rng(seed).permutation(number)
+    cut = round(share * number)
+    parts = {"search": order[:cut], "test": order[cut:]}
+    if which not in parts:
+        raise TrimtabError(f'the parts of {of} are "search" and "test", got {which!r}')
+    return parts[which]
 
 
 def _rows(name: str) -> list[dict[str, str]]:

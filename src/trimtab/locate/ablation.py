@@ -25,7 +25,7 @@ from trimtab.model.edits import Source
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
 from trimtab.model.run import Run
-from trimtab.tasks.means import batches, pooled
+from trimtab.tasks.means import batches, deviations, pooled
 from trimtab.tasks.measure import measure
 from trimtab.tasks.task import Task
 from trimtab.values.edit import Edit, Ref
@@ -234,7 +234,7 @@ def _averaged(
 def _noised(lm: LM, where: Places, prompts: Prompts, sigma: float, seed: int, batch_size: int) -> Make:
     if features := [block for block in where.blocks if block.view is not None]:
         raise SiteError(f"{features[0]}: noise is added to the model's own tensors; use kind resample, mean or zero")
-    std = _std(lm, where.tensors, prompts, batch_size)
+    std = deviations(lm, where.tensors, prompts, batch_size)
     variants = [Edit(site, "add", Ref("noise")) for site in where.sites]
 
     def make(rows: list[int], part: Prompts) -> tuple[Variants, dict[str, Run]]:
@@ -249,26 +249,3 @@ def _noised(lm: LM, where: Places, prompts: Prompts, sigma: float, seed: int, ba
         return variants, {"noise": Run(part, None, drawn)}
 
     return make
-
-
-def _std(lm: LM, tensors: Sequence[Site], prompts: Prompts, batch_size: int) -> dict[Site, np.ndarray]:
-    """(*shape) the standard deviation of each entry over all tokens but first ones, batch by batch (Chan et al.
-    1983)."""
-    found: dict[Site, tuple[int, np.ndarray, np.ndarray]] = {}
-    entries = sum(int(np.prod(lm.shape(site))) for site in tensors)
-    for rows in batches(prompts, entries, batch_size):
-        part = prompts.rows(rows, trim=True)
-        run = lm.run(part, tensors, logits=False)
-        counted = part.mask.bool().clone()
-        counted[torch.arange(len(rows)), part.start] = False
-        counted = counted if bool(counted.any()) else part.mask.bool()
-        for site in tensors:
-            x = run.whole(site)[counted.to(run.whole(site).device)].cpu().numpy().astype(np.float64)
-            n, mean, squares = len(x), x.mean(0), ((x - x.mean(0)) ** 2).sum(0)
-            if site in found:
-                before, old, kept = found[site]
-                gap, n = mean - old, before + n
-                mean = old + gap * len(x) / n
-                squares = kept + squares + gap**2 * before * len(x) / n
-            found[site] = n, mean, squares
-    return {site: np.sqrt(squares / n) for site, (n, _, squares) in found.items()}

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.errors import SiteError, TrimtabError, nearest
-from trimtab.model.memory import SHARE, budget, free_memory
+from trimtab.model.memory import SHARE, budget, free_memory, limit
 from trimtab.model.prompts import Prompts
 from trimtab.model.run import Run
 from trimtab.values.scope import Scope
@@ -49,6 +49,7 @@ def at_once(lm: LM, memory: float | None) -> int:
     """Numbers that a backward pass may hold: those of `memory` bytes; else a share of what is free, on a CPU at most
     `GRAPH`."""
     each = max(lm.dtype.itemsize, 4)
+    memory = limit() if memory is None else memory
     if memory is not None or lm.device.type == "cuda":
         return max(1, int(budget(lm, memory) // each))
     return max(1, min(GRAPH, int(SHARE * free_memory() // each)))

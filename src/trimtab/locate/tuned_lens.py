@@ -22,7 +22,7 @@ from trimtab.errors import SiteError, TrimtabError
 from trimtab.evaluate.texts import part
 from trimtab.locate.lens_training import Batch, Checkpoint, Nesterov, Positions, windows
 from trimtab.locate.vocabulary import AT_ONCE, STREAM, cell_numbers, check_readable, log_probabilities
-from trimtab.model.divergence import Precision, kl_and_gradient, way_back
+from trimtab.model.divergence import Precision, Target, kl_and_gradient, way_back
 from trimtab.model.provenance import provenance
 from trimtab.values.site import Site
 from trimtab.values.tuned_lens import TunedLens
@@ -172,7 +172,7 @@ def gradients(
     """
     n, rows = weight.shape[0], batch.streams.shape[1]
     with torch.no_grad():
-        own = log_probabilities(lm.unembed(lm.final(batch.streams[-1].to(lm.dtype))))
+        own = Target.of(lm, log_probabilities(lm.unembed(lm.final(batch.streams[-1].to(lm.dtype)))))
     group = max(1, AT_ONCE // (rows * lm.anatomy.vocab))
     for start in range(0, n, group):
         some = slice(start, min(n, start + group))

@@ -76,3 +76,27 @@ def _render(tokenizer: PreTrainedTokenizerBase, system: str | None, user: str, w
     except TemplateError as error:
         refused = "a system prompt" if system is not None else "a conversation of one user message"
         raise PromptError(f"the chat template of this tokenizer does not take {refused}: {error}") from error
+
+
+def conversation(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The token ids of a conversation in the tokenizer's template, with the cue for the next answer.
+
+    `turns` are (role, text): "system", "user" and "assistant". The template alone says whether there is a BOS.
+
+    Raises `PromptError` where there is no template, or it does not take these turns (some want no system prompt, or
+    user and assistant in turns).
+    """
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise PromptError("this tokenizer has no chat template: its model continues texts and does not converse")
+    messages = [{"role": role, "content": text} for role, text in turns]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, TypeError) as error:
+        roles = ", ".join(role for role, _ in turns) or "no turn at all"
+        raise PromptError(f"the chat template of this tokenizer does not take {roles}: {error}") from error
+    ids = tuple(int(i) for i in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if not ids:
+        raise PromptError("the conversation has no token: give at least one turn with text")
+    return ids

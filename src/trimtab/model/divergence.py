@@ -6,7 +6,8 @@ unembedding read is one matrix product with the unembedding's own weight, and no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -20,10 +21,36 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "bfloat16"]
 
 
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A distribution to be compared with many times: its log-probabilities and what every comparison needs of it.
+
+    `own` and `p` (row vocab), `negative_entropy` (row), `pull` (row d) the mean of the unembedding's rows under p, and
+    `offset` (row) the mean of its bias: Σ p z is `final · pull + offset`, so no logit has to be looked at for it.
+    """
+
+    own: Tensor
+    p: Tensor
+    negative_entropy: Tensor
+    pull: Tensor | None
+    offset: Tensor | None
+
+    @classmethod
+    def of(cls, lm: LM, own: Float[Tensor, "row vocab"]) -> Target:
+        """From log-probabilities; impossible tokens (−∞) add nothing."""
+        p, unembed = own.exp(), lm.anatomy.unembed
+        terms = torch.where(p > 0, p * own, 0.0).sum(-1)
+        if not _plain(unembed) or lm.anatomy.logit_cap is not None:
+            return cls(own, p, terms, None, None)
+        weight, bias = unembed.weight.detach(), unembed.bias
+        offset = None if bias is None else p.to(bias.dtype) @ bias.detach()
+        return cls(own, p, terms, p.to(weight.dtype) @ weight, offset)
+
+
 def kl_and_gradient(
     lm: LM,
     final: Float[Tensor, "*site row d"],
-    own: Float[Tensor, "row vocab"],
+    own: Float[Tensor, "row vocab"] | Target,
     back: Tensor | None = None,
     *,
     exact: Literal["fast", "naive"] = "fast",
@@ -32,31 +59,41 @@ def kl_and_gradient(
 
     Args:
         final: what the unembedding reads.
-        own: log-probabilities to be compared with.
+        own: log-probabilities to be compared with, or a `Target` made of them once for several calls.
         back: the unembedding's weight for the product that leads back to `final`, from `way_back`; by default as it is.
         exact: "naive" differentiates through `lm.unembed`, also where the unembedding is no plain linear layer.
 
     >>> kl, slope = kl_and_gradient(lm, lm.final(x), own)  # doctest: +SKIP
     """
     unembed = lm.anatomy.unembed
-    if exact == "naive" or type(unembed) is not nn.Linear or not unembed.weight.is_floating_point():
-        return _differentiated(lm, final, own)
+    if exact == "naive" or not _plain(unembed):
+        return _differentiated(lm, final, own.own if isinstance(own, Target) else own)
     with torch.no_grad():
+        target = own if isinstance(own, Target) else Target.of(lm, own)
         weight, cap = unembed.weight, lm.anatomy.logit_cap
-        back = weight if back is None else back
         z = _wide(lm.unembed(final.to(weight.dtype)))
-        p = own.exp()
-        top = z.amax(-1)
+        top, likeliest = z.max(-1, keepdim=True)
         q = torch.softmax(z, -1)
-        norm = top - q.amax(-1).log()  # log Σ exp z, from the likeliest token
-        impossible = own == -torch.inf
-        terms = (p * own).masked_fill_(impossible, 0.0).sum(-1) if bool(impossible.any()) else (p * own).sum(-1)
-        kl = terms - (p * z).sum(-1) + norm
-        slope = q.sub_(p)
+        norm = (top - q.gather(-1, likeliest).log())[..., 0]  # log Σ exp z, from the likeliest token
+        if target.pull is None:
+            said = torch.where(target.p > 0, target.p * z, 0.0).sum(-1)
+        else:
+            said = (_wide(final) * _wide(target.pull)).sum(-1)
+            said = said if target.offset is None else said + target.offset
+        kl = (target.negative_entropy - said + norm).clamp(min=0)
+        if back is None and target.pull is not None and weight.dtype == z.dtype:
+            slope = (q.flatten(0, -2) @ weight).view_as(final) - target.pull  # (q − p) W without a pass over q − p
+            return kl, slope.to(final.dtype)
+        slope = q.sub_(target.p)
         if cap is not None:
             slope *= 1 - (z / cap).square()
+        back = weight if back is None else back
         slope = slope.to(back.dtype).flatten(0, -2) @ back
-        return kl.clamp(min=0), slope.to(final.dtype).view_as(final)
+        return kl, slope.to(final.dtype).view_as(final)
+
+
+def _plain(unembed: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(unembed) is nn.Linear and unembed.weight.is_floating_point()
 
 
 def way_back(lm: LM, precision: Precision) -> Tensor | None:

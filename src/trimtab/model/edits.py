@@ -55,6 +55,29 @@ def blend(x: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
     return torch.where(w == 0, x, torch.where(w == 1, y, x + w * (y - x)))
 
 
+def _wide(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _blend_wide(x: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
+    """`blend` of x with what was computed of `_wide(x)`, in that type, and then in that of x."""
+    w = w if w is None or w.dtype == torch.bool else w.to(y.dtype)
+    return blend(x.to(y.dtype), y, w).to(x.dtype)
+
+
+def check_range(edit: Edit, what: str, largest: float, x: Tensor) -> None:
+    """`EditError` where a finite number of this size is infinite in the type of a site's tensor."""
+    most = torch.finfo(x.dtype).max
+    if largest <= most or bool(torch.tensor(largest, dtype=torch.float64).to(x.dtype).isfinite()):
+        return
+    kind = str(x.dtype).removeprefix("torch.")
+    raise EditError(
+        f"{edit}: {what} goes up to {largest:g}, and {kind}, in which the site is computed, to {most:g} only: give a "
+        "smaller one, or load the model as bfloat16 or float32"
+    )
+
+
 @dataclass
 class Weight:
     """The weight of an edit at each row and column.
@@ -68,6 +91,8 @@ class Weight:
     scale: Tensor
     everywhere: bool
     condition: Condition | None
+    largest: float = 1.0
+    """The largest strength, without its sign."""
     prompt_only: bool = False
     """The value has an entry for each column of the prompt, so there is none for what is generated."""
 
@@ -121,7 +146,10 @@ class Compiled:
         w = self.weight(frame)
         if w is not None:
             w = w.to(part.device)
-            w = (w if w.dtype == torch.bool else w.to(part.dtype)).view(*w.shape, *[1] * (part.ndim - 2))
+            if w.dtype != torch.bool:
+                check_range(self.edit, "the strength", self.weight.largest, part)
+                w = w.to(part.dtype)
+            w = w.view(*w.shape, *[1] * (part.ndim - 2))
         return self.op(part, w, frame)
 
 
@@ -184,7 +212,8 @@ class Compiler:
         table = (
             covered & (scale == 1)[:, None] if bool(((scale == 0) | (scale == 1)).all()) else covered * scale[:, None]
         )
-        return Weight(edit.where, table.to(self.device), scale.to(self.device), everywhere, edit.when)
+        largest = float(scale.abs().max())
+        return Weight(edit.where, table.to(self.device), scale.to(self.device), everywhere, edit.when, largest)
 
     def for_each_column(self, edit: Edit, site: Site) -> bool:
         """Whether a value is an array, or another run's values, with an entry for each column of the prompt."""
@@ -217,7 +246,7 @@ class Compiler:
                 factor = self._placed(edit, site, value)
                 return lambda x, w, frame: blend(x, x * factor(x, frame), w)
             case "clamp", Bounds():
-                return lambda x, w, frame: blend(x, x.clamp(value.low, value.high), w)
+                return self._clamp(edit, value)
             case "rotate", Rotation():
                 return self._rotate(edit, site, value)
             case "affine", Affine():
@@ -260,12 +289,16 @@ class Compiler:
             )
         if site.name in ATTENTION:
             tensor = tensor.unsqueeze(-1) if tensor.ndim else tensor  # one number for each head, the same for every key
-        if full:
-            tensor = self._columns_moved(tensor)
-            return lambda x, frame: _window(tensor, frame).to(x.device, x.dtype)
-        if rows:
-            return lambda x, frame: _rows(tensor, frame).unsqueeze(1).to(x.device, x.dtype)
-        return lambda x, frame: tensor.to(x.device, x.dtype)
+        tensor = self._columns_moved(tensor) if full else tensor
+        # a score may be −∞, that of a key which is not seen
+        largest = float(np.max(value if site.name == "scores" else np.abs(value)))
+
+        def placed(x: Tensor, frame: Frame) -> Tensor:
+            check_range(edit, "the value", largest, x)
+            found = _window(tensor, frame) if full else _rows(tensor, frame).unsqueeze(1) if rows else tensor
+            return found.to(x.device, x.dtype)
+
+        return placed
 
     def _attention_placed(self, edit: Edit, site: Site, tensor: Tensor) -> Callable[[Tensor, Frame], Tensor]:
         """Attention values as they are read, (batch|1 head query key)."""
@@ -367,6 +400,12 @@ class Compiler:
         In attention it is (head key) for each query, whose keys are its own position and those before.
         """
         shape, width, keyed = self._unit_shape(site), self.prompts.width, site.name in ATTENTION
+        sigma = torch.as_tensor(np.array(noise.sigma), dtype=torch.float64)
+        if sigma.ndim and tuple(sigma.shape) != shape:
+            raise EditError(
+                f"{edit}: Noise.sigma must be one number, or have the shape of {site}, {_form(shape)}; got "
+                f"{_form(tuple(sigma.shape))}"
+            )
         name = crc32(str(site).encode())
         covered = self.prompts.columns(edit.where).tolist()
         first, lengths = self.prompts.start.tolist(), self.prompts.lengths.tolist()
@@ -380,7 +419,9 @@ class Compiler:
             seed = ((noise.seed * 1_000_003 + name) * 1_000_003 + row) * 1_000_003 + position
             generator = torch.Generator().manual_seed(seed % (1 << 63))
             size = (*shape, *[position + 1] * keyed)
-            values = torch.randn(size, generator=generator, dtype=torch.float64) * noise.sigma
+            values = torch.randn(size, generator=generator, dtype=torch.float64) * (
+                sigma[..., None] if keyed else sigma
+            )
             if not keyed:
                 return values
             own = min(position + 1, length)
@@ -392,7 +433,10 @@ class Compiler:
         def column(c: int) -> Tensor:
             return torch.stack([entry(row, c) for row in range(self.prompts.batch)])
 
+        largest = float(sigma.max())
+
         def draw(x: Tensor, frame: Frame) -> Tensor:
+            check_range(edit, "Noise.sigma", largest, x)
             columns = [column(c) for c in range(frame.start, frame.stop)]
             if keyed:
                 columns = [_of_keys(values, frame, x.shape[-1]) for values in columns]
@@ -411,21 +455,33 @@ class Compiler:
             )
         return self.tensor(array)
 
+    def _clamp(self, edit: Edit, value: Bounds) -> Op:
+        reached = max(0.0 if value.low is None else value.low, 0.0 if value.high is None else -value.high)
+
+        def clamp(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
+            check_range(edit, "a bound", reached, x)
+            most = torch.finfo(x.dtype).max  # a bound beyond it bounds nothing, and torch refuses it
+            low, high = (None if b is None else min(max(b, -most), most) for b in (value.low, value.high))
+            return blend(x, x.clamp(low, high), w)
+
+        return clamp
+
     def _rotate(self, edit: Edit, site: Site, value: Rotation) -> Op:
         b1 = self._last(edit, site, value.b1, "b1")
         b2 = self._last(edit, site, value.b2, "b2")
 
         def rotate(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
-            one, two = b1.to(x.device, x.dtype), b2.to(x.device, x.dtype)
-            p, q = x @ one, x @ two
+            h = _wide(x)
+            one, two = b1.to(h), b2.to(h)
+            p, q = h @ one, h @ two
             angle = torch.atan2(q, p)
             turn = torch.remainder(value.angle - angle + math.pi, 2 * math.pi) - math.pi
             if w is not None:
                 turn = turn * w.squeeze(-1)
             radius, angle = torch.hypot(p, q), angle + turn
             new_p, new_q = radius * torch.cos(angle), radius * torch.sin(angle)
-            y = x + (new_p - p)[..., None] * one + (new_q - q)[..., None] * two
-            return y if w is None else torch.where(w == 0, x, y)
+            y = h + (new_p - p)[..., None] * one + (new_q - q)[..., None] * two
+            return (y if w is None else torch.where(w == 0, h, y)).to(x.dtype)
 
         return rotate
 
@@ -433,14 +489,20 @@ class Compiler:
         a = None if value.A is None else self._last(edit, site, value.A, "A")
         b = None if value.B is None else self._last(edit, site, value.B, "B")
         c = None if value.c is None else self._last(edit, site, value.c, "c")
+        scale = None if value.scale is None else self._last(edit, site, value.scale, "scale")
+        within = None if value.within is None else self._last(edit, site, value.within, "within")
 
         def affine(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
-            y = x
+            h = _wide(x)  # ωh and c are large, and nearly cancel: half types would round each of them
+            y = h if scale is None else h * scale.to(h)
             if a is not None and b is not None:
-                y = y + (x @ a.to(x.device, x.dtype).T) @ b.to(x.device, x.dtype)
+                y = y + (h @ a.to(h).T) @ b.to(h)
             if c is not None:
-                y = y + c.to(x.device, x.dtype)
-            return blend(x, y, w)
+                y = y + c.to(h)
+            if within is not None:
+                low, high = within.to(h)
+                y = torch.where((h >= low) & (h <= high), y, h)
+            return _blend_wide(x, y, w)
 
         return affine
 
@@ -448,10 +510,9 @@ class Compiler:
         weight, bias = self._last(edit, site, value.weight, "weight"), self.tensor(value.bias)
 
         def descend(x: Tensor, w: Tensor | None, frame: Frame) -> Tensor:
-            m, b = weight.to(x.device, x.dtype), bias.to(x.device, x.dtype)
-            p = torch.softmax(x @ m.T + b, dim=-1)
-            wrong = p - torch.nn.functional.one_hot(torch.tensor(value.target), p.shape[-1]).to(p)
-            return blend(x, x - value.step * (wrong @ m), w)
+            h = _wide(x)
+            m, b = weight.to(h), bias.to(h)
+            return _blend_wide(x, h - value.step * (probe_slope(h @ m.T + b, value) @ m), w)
 
         return descend
 
@@ -487,6 +548,22 @@ class Compiler:
         return through
 
 
+def probe_slope(z: Tensor, probe: Probe) -> Tensor:
+    """(… class) the gradient of a probe's loss with respect to its logits z (… class)."""
+    each = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    wanted, unwanted = (each[list(classes)] for classes in (probe.targets, probe.avoid))
+    if probe.loss == "sigmoid":
+        p = torch.sigmoid(z)
+        slope = (p - 1) * wanted.mean(0) if len(wanted) else torch.zeros_like(z)
+        return slope + p * unwanted.mean(0) if len(unwanted) else slope
+    p = torch.softmax(z, dim=-1)
+    slope = p - wanted.mean(0) if len(wanted) else torch.zeros_like(z)
+    for one in unwanted:  # −log(1 − p) without dividing by 1 − p, which rounds to zero
+        others = torch.softmax(z.masked_fill(one.bool(), -torch.inf), dim=-1)
+        slope = slope + (p * one).sum(-1, keepdim=True) * (one - others) / len(unwanted)
+    return slope
+
+
 def _table(covered: Tensor, scale: Tensor) -> Tensor:
     """(row column) weights from what the scope covers and each row's strength; booleans where all are 0 or 1."""
     scale = scale.to(covered.device)
@@ -503,6 +580,7 @@ def evaluate(condition: Condition, x: Tensor, frame: Frame) -> None:
         real = real & frame.of_rows(frame.prompts.columns(condition.site.at))[:, : real.shape[1]]
     real = real.to(x.device)
     x = x[:, : real.shape[1]]
+    x = x.float() if x.dtype.itemsize < 4 else x  # a threshold is finer than half types are
     if condition.pool == "mean":
         state = (x * real[..., None]).sum(1) / real.sum(1, keepdim=True)
     else:

@@ -14,22 +14,17 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import Cache, DynamicCache
 
 from trimtab.errors import EditError, PromptError, SiteError, nearest
+from trimtab.model.detokenise import Detokeniser, ends, text_of
 from trimtab.model.edits import Source
 from trimtab.model.frame import Frame
 from trimtab.model.prompts import Prompts, SpanLike
 from trimtab.model.protocols import Dictionary
 from trimtab.model.provenance import Call
 from trimtab.model.run import reader
+from trimtab.model.sampling import Sampling
 from trimtab.model.steps import edit_steps, spelled_out
 from trimtab.model.weights import patched
 from trimtab.values.provenance import Provenance
@@ -129,7 +124,7 @@ def generate(lm: LM, prompts: Text, edit: Edits = None, **options: Unpack[Option
         for row, token in zip(rows, piece.ids, strict=True):
             if token is not None:
                 row.append(token)
-    texts = tuple(_text(lm, row) for row in rows)
+    texts = tuple(text_of(lm.tokenizer, row) for row in rows)
     return Generation(steps.prompts, tuple(map(tuple, rows)), texts, steps.call(edit))
 
 
@@ -154,11 +149,15 @@ class _Steps:
         self.prompts = self.given.pad("left")
         self.blocks = tuple(lm.active)
         self.most = options.get("max_new_tokens", 32)
-        self.temperature = options.get("temperature", 0.0)
-        if self.most < 1 or self.temperature < 0:
-            raise PromptError(
-                f"max_new_tokens must be at least 1 and temperature at least 0, got {self.most} and {self.temperature}"
-            )
+        if self.most < 1:
+            raise PromptError(f"max_new_tokens must be at least 1, got {self.most}")
+        self.sampling = Sampling(
+            options.get("temperature", 0.0),
+            options.get("top_k"),
+            options.get("top_p"),
+            options.get("repetition_penalty"),
+        )
+        self.sampling.check()
         self.reads = _readable(lm, options.get("read", ()))
         # the last token of all goes through the model only where something is read at it
         positions, room = lm.positions, 0 if self.reads else 1
@@ -171,7 +170,6 @@ class _Steps:
         self.stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in self.stops:
             raise PromptError("a stop text is empty, and every text contains it: leave it out")
-        _check_ranges(options)
 
     def call(self, edit: Edits) -> Call:
         """What is done here, for its provenance; what became of chat, system and BOS is known to the prompts."""
@@ -190,8 +188,8 @@ class _Steps:
     def run(self, edit: Edits) -> Iterator[Piece]:
         """Step by step; hooks live for the length of a step."""
         lm, prompts, options = self.lm, self.prompts, self.options
-        pick = _Sampler(prompts.batch, self.temperature, options)
-        rows = [_Row(lm, self.stops, _ends(lm)) for _ in range(prompts.batch)]
+        generators = _generators(options.get("seed", 0), prompts.batch)
+        rows = [_Row(lm, self.stops, ends(lm)) for _ in range(prompts.batch)]
         ids, mask, start = prompts.ids, prompts.mask, 0
         store = DynamicCache(config=lm.hf.config) if options.get("cache", True) else None
         intervention = spelled_out(edit, lm.anatomy)
@@ -211,12 +209,13 @@ class _Steps:
                 )
             # between steps, while the caller has the piece, the model is as it was
             with torch.no_grad(), patched(lm.hf, intervention.patches), lm.on(steps, frame):
-                logits = _forward(lm, ids[:, start:], mask, start, store)
+                logits = last_logits(lm, ids[:, start:], mask, start, store)
             seen, known = {site: values[:, known - start :] for site, values in read.items()}, ids.shape[1]
             if left < 0 or all(row.done for row in rows):  # this pass was for what is read of the last tokens
                 yield Piece((None,) * len(rows), ("",) * len(rows), seen)
                 return
-            new = pick(ids, mask, logits)
+            said = torch.where(mask.bool(), ids, ids[:, -1:])  # padding was never said: the last token stands for it
+            new = self.sampling.pick(said, logits, generators)
             pieces = [row.take(token, left == 0) for row, token in zip(rows, new.tolist(), strict=True)]
             yield Piece(tuple(p[0] for p in pieces), tuple(p[1] for p in pieces), seen)
             if not self.reads and all(row.done for row in rows):
@@ -237,18 +236,16 @@ def _readable(lm: LM, read: Reads) -> list[Site]:
     return sites
 
 
-def _check_ranges(options: Options) -> None:
-    top_k, top_p, penalty = options.get("top_k"), options.get("top_p"), options.get("repetition_penalty")
-    if top_k is not None and top_k < 0:
-        raise PromptError(f"top_k is a number of tokens, 0 for all of them, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise PromptError(f"top_p is a share of probability, above 0 and at most 1, got {top_p}")
-    if penalty is not None and penalty <= 0:
-        raise PromptError(f"repetition_penalty divides logits and must be above 0 (1 changes nothing), got {penalty}")
+def _generators(seed: int | Sequence[int], batch: int) -> list[torch.Generator]:
+    """One for each row."""
+    seeds = [seed] * batch if isinstance(seed, int) else list(seed)
+    if len(seeds) != batch:
+        raise PromptError(f"{len(seeds)} seeds for {batch} rows: give one number, or one for each row")
+    return [torch.Generator().manual_seed(number) for number in seeds]
 
 
-def _forward(lm: LM, ids: Tensor, mask: Tensor, start: int, store: DynamicCache | None) -> Tensor:
-    """Logits of the last column (batch vocab)."""
+def last_logits(lm: LM, ids: Tensor, mask: Tensor, start: int, store: Cache | None) -> Tensor:
+    """Logits of the last column (batch vocab), of the columns from `start` on, with the mask of all of them."""
     options: dict[str, object] = {"use_cache": store is not None}
     if store is not None:
         options["past_key_values"] = store
@@ -259,68 +256,18 @@ def _forward(lm: LM, ids: Tensor, mask: Tensor, start: int, store: DynamicCache 
     return lm.hf(input_ids=ids, attention_mask=mask, **options).logits[:, -1]
 
 
-class _Sampler:
-    """The next token of every row from its logits."""
-
-    def __init__(self, batch: int, temperature: float, options: Options) -> None:
-        self.greedy = temperature == 0
-        self.processors = LogitsProcessorList()
-        penalty, top_k, top_p = options.get("repetition_penalty"), options.get("top_k"), options.get("top_p")
-        if penalty is not None:
-            self.processors.append(RepetitionPenaltyLogitsProcessor(penalty))
-        if not self.greedy:
-            self.processors.append(TemperatureLogitsWarper(float(temperature)))
-            if top_k:
-                self.processors.append(TopKLogitsWarper(top_k))
-            if top_p is not None and top_p < 1:
-                self.processors.append(TopPLogitsWarper(top_p))
-        seed = options.get("seed", 0)
-        seeds = [seed] * batch if isinstance(seed, int) else list(seed)
-        if len(seeds) != batch:
-            raise PromptError(f"{len(seeds)} seeds for {batch} rows: give one number, or one for each row")
-        self.generators = [torch.Generator().manual_seed(number) for number in seeds]
-
-    def __call__(self, ids: Tensor, mask: Tensor, logits: Tensor) -> Tensor:
-        if self.processors:
-            said = torch.where(mask.bool(), ids, ids[:, -1:])  # padding was never said: the last token stands for it
-            logits = self.processors(said, logits.float())  # pyright: ignore[reportArgumentType]
-        if self.greedy:
-            return logits.argmax(-1)
-        probabilities = torch.softmax(logits.float(), -1).cpu()
-        drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, self.generators, strict=True)]
-        return torch.cat(drawn)
-
-
 class _Row:
     """What one row has said so far, and whether it has ended."""
 
     def __init__(self, lm: LM, stops: Sequence[str], ends: frozenset[int]) -> None:
-        self.lm, self.stops, self.ends = lm, stops, ends
-        self.ids: list[int] = []
-        self.said = ""
+        self.text, self.stops, self.ends = Detokeniser(lm.tokenizer), stops, ends
         self.done = False
 
     def take(self, token: int, last: bool) -> tuple[int | None, str]:
         """The token (None after the end) and the text that it completes; all that is left at the `last` one."""
         if self.done:
             return None, ""
-        self.ids.append(token)
         self.done = token in self.ends
-        text = _text(self.lm, self.ids)
-        if text.endswith("\ufffd") and not self.done and not last:  # part of a character: wait for the rest
-            return token, ""
-        piece, self.said = text[len(self.said) :], text
-        self.done = self.done or any(stop in text for stop in self.stops)
+        piece = self.text.take(token, last or self.done)
+        self.done = self.done or self.text.has(self.stops, piece)
         return token, piece
-
-
-def _text(lm: LM, ids: Sequence[int]) -> str:
-    return str(lm.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def _ends(lm: LM) -> frozenset[int]:
-    config = getattr(lm.hf, "generation_config", None)
-    eos: int | list[int] | None = getattr(config, "eos_token_id", None)
-    if eos is None and lm.tokenizer is not None:
-        eos = lm.tokenizer.eos_token_id  # pyright: ignore[reportAssignmentType]
-    return frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)

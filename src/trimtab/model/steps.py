@@ -28,8 +28,9 @@ def spelled_out(edit: Edits, anatomy: Anatomy) -> Intervention:
         if is_selection(address):
             return Intervention(tuple(Edit.parse(f"{site} {rest}") for site in anatomy.sites(address)))
     elif isinstance(edit, Iterable) and not isinstance(edit, Intervention):
+        # what is only run may be from several models' weights: where it is from is for what is kept
         parts = [spelled_out(part, anatomy) for part in edit]
-        return Intervention.of(parts)
+        return Intervention.of(part.with_(provenance=None) if part.provenance else part for part in parts)
     return Intervention.of(edit)
 
 

@@ -1,42 +1,168 @@
-"""The search for an intervention: every proposal at every coefficient, its effect against its side effect.
+"""The search for an intervention: methods, places, scopes and coefficients, each one's effect against what it costs.
 
-The result is a Pareto front. Which point is picked is decided by a rule that is fixed before anything is measured:
-`largest_effect_within` takes the point of largest effect among those whose KL stays within a limit.
+The result is a Pareto front of effect, KL on neutral text and capability, kept whole. Which point is picked is decided
+by a rule (`values.front`) that is fixed before anything is measured. Vectors are made from the train part and points
+judged on the validation part; the test part is not looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from trimtab.errors import EditError
+from trimtab.errors import EditError, TrimtabError
+from trimtab.evaluate import texts
+from trimtab.evaluate.capabilities import capabilities, measured_items
 from trimtab.evaluate.effect import effects
+from trimtab.evaluate.places import Spot, parts_of, places
 from trimtab.evaluate.side_effects import side_effects
-from trimtab.evaluate.texts import Passage
-from trimtab.tasks.measure import Measure
-from trimtab.tasks.task import Task
+from trimtab.evaluate.texts import Item, Passage
+from trimtab.model.provenance import provenance
+from trimtab.steer.proposals import Method, Proposal, Proposer, resolved
+from trimtab.tasks.measure import Measure, measure
+from trimtab.tasks.task import Parts, Task
+from trimtab.values import front as values_front
 from trimtab.values.edit import Intervention
 from trimtab.values.findings import Estimate, Point, Search
+from trimtab.values.front import Rule, objectives
+from trimtab.values.scope import Scope
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM
 
+__all__ = ["Proposal", "grid", "largest_effect_within", "pareto_front", "search"]
 
-@dataclass(frozen=True, eq=False)
-class Proposal:
-    """An intervention at strength 1, what it is, and the coefficients to try it at.
+Progress = Callable[[int, int], None]
+PASSAGES, ITEMS = 8, 64
+"""Neutral passages and capability items of a search, where none are given."""
+LIMIT = 0.3
+"""Nats of KL per token that a point may cost, where neither a limit nor a rule is given."""
 
-    `at` makes the intervention of a coefficient: strength for a vector, factor for a scaling.
+
+def search(
+    lm: LM,
+    task: Task | Parts,
+    *,
+    methods: str | Method | Mapping[str, str | Method] | Sequence[str | Method] = "difference_of_means",
+    sites: Spot | Sequence[Spot],
+    coefficients: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 3.0),
+    factors: Sequence[float] = (0.0, 0.5, 2.0, 3.0),
+    scopes: str | Sequence[str] = ("all",),
+    how: Literal["grid", "tpe"] = "grid",
+    trials: int = 64,
+    journal: str | PathLike[str] | None = None,
+    capability: bool = True,
+    limit: float | None = None,
+    rule: str | Rule | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    train: int = 64,
+    validation: int = 32,
+    passages: Sequence[Passage] | None = None,
+    items: Sequence[Item] | None = None,
+    length: int = 64,
+    data_seed: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Search:
+    """Every method at every place, scope and coefficient: the change of the task's number, KL, and capability lost.
+
+    Args:
+        task: a task, which is split by whole groups, or parts that share no group. Vectors are made from the train
+            part and points measured on the validation part.
+        methods: functions of `trimtab.steer` by name, or functions of one's own of the same two shapes, which go by
+            their `__name__`; in a mapping they go by its keys.
+        sites: addresses. Each site as wide as the residual stream is a place of its own; the units that one address
+            names, such as `L*.head`, are one place; "A + B" takes sites together.
+        coefficients: of vectors, in units of the raw mean difference; `factors` of scalings. With "tpe" the smallest
+            and the largest are the ends of the range that it draws from.
+        scopes: positions at which the intervention acts.
+        how: "grid" measures every combination on the engine; "tpe" draws `trials` of them one after another by a
+            tree-structured Parzen estimator for several objectives (Ozaki et al. 2020, doi:10.1145/3377930.3389817;
+            Optuna, Akiba et al. 2019, arXiv 1907.10902).
+        journal: with "tpe", a file to which every trial is written as it ends; a search that was killed goes on from
+            it, and ends with the trials that it would have had.
+        capability: whether accuracy on unrelated items is an objective too.
+        limit: nats of KL per token on neutral text that a point may cost, by default 0.3; not together with a rule.
+        rule: which point is picked, by default "largest_effect_within" the limit.
+        options: keywords of methods, by method.
+        train, validation: examples of these parts at most.
+        passages, items: neutral text and capability items; by default the parts of ours that are for searching.
+        length: tokens of each passage.
+        data_seed: of the split and the choice of examples and items: the intervention is to be judged on the test
+            part of the same split.
+        seed: of the draws of "tpe".
+        progress: called with points done and points in all.
+
+    Returns:
+        A `Search`, whose `front` is whole and whose `pick` chooses again.
+
+    Raises EditError for an empty search, for a limit beside a rule and for two methods of one name, TaskError for parts
+    that leak, MissingExtra("search") for "tpe" without Optuna, TrimtabError for a journal of another search.
+
+    >>> found = search(lm, task, sites="L10-20.resid_post", scopes=("all", "-1:"))  # doctest: +SKIP
+    >>> found.pick("knee").intervention  # doctest: +SKIP
     """
+    if rule is not None and limit is not None:
+        raise EditError(
+            f'limit={limit:g} is of the rule "largest_effect_within", and rule="{rule}" was given too: leave one out'
+        )
+    asked = Rule("largest_effect_within", LIMIT if limit is None else limit) if rule is None else Rule.parse(rule)
+    if how not in ("grid", "tpe"):
+        raise EditError(f'how is "grid" or "tpe", got {how!r}')
+    if journal is not None and how == "grid":
+        raise EditError('a journal is kept of trials, and a grid has none: leave it out, or give how="tpe"')
+    parts = parts_of(task, data_seed)
+    listed = [str(Scope.parse(scope)) for scope in ([scopes] if isinstance(scopes, str) else scopes)]
+    proposer = Proposer(
+        lm,
+        parts.train.take(train, data_seed),
+        resolved(methods),
+        places(lm, sites),
+        tuple(dict.fromkeys(listed)),
+        tuple(map(float, coefficients)),
+        tuple(map(float, factors)),
+        options or {},
+    )
+    where = Bench(
+        lm,
+        measure(lm, parts.validation.take(validation, data_seed), on="gap"),
+        texts.part("search")[:PASSAGES] if passages is None else passages,
+        _items(lm, items, data_seed) if capability else None,
+        length,
+    )
+    told = {
+        "task": parts.validation.name,
+        "methods": list(proposer.methods),
+        "sites": [place.label for place in proposer.places],
+        "coefficients": list(proposer.coefficients),
+        "factors": list(proposer.factors),
+        "scopes": listed,
+        "how": how,
+        "rule": str(asked),
+        "options": {name: dict(given) for name, given in proposer.options.items()},
+        "length": length,
+        "capability": capability,
+        "data_seed": data_seed,
+    }
+    if how == "tpe":
+        from trimtab.steer.trials import tpe
 
-    method: str
-    site: str
-    scope: str
-    coefficients: tuple[float, ...]
-    at: Callable[[float], Intervention]
+        told["trials"] = trials
+        tried, found = tpe(proposer, where, trials=trials, journal=journal, seed=seed, asked=told, report=progress)
+    else:
+        tried = _every(proposer)
+        found = where.found([p.at(c) for p, c in tried], progress)
+    interventions = tuple(p.at(c) for p, c in tried)
+    made = _searched(tried, found, interventions, asked, where)
+    return made.with_(
+        how=how,
+        interventions=interventions,
+        left_out=dict(proposer.left_out),
+        provenance=provenance(lm, where.measured.prompts, "search", told, seed=seed),
+    )
 
 
 def grid(
@@ -47,47 +173,64 @@ def grid(
     *,
     limit: float,
     length: int = 64,
-    progress: Callable[[int, int], None] | None = None,
+    items: Sequence[Item] = (),
+    progress: Progress | None = None,
 ) -> Search:
-    """Every proposal at every coefficient: the change of the task's number, and KL per token on neutral passages.
+    """Every proposal at every coefficient: the change of the task's number, KL per token on neutral passages and, with
+    `items`, the accuracy that is lost on them.
 
     A point is allowed when its KL (nats per token) is at most `limit`; the allowed point of largest mean effect
     is picked where its interval lies above zero. `progress(done, total)` is called with points.
 
     Raises EditError without proposals.
     """
-    tried = [(p, c, p.at(c)) for p in proposals for c in p.coefficients]
+    tried = [(p, c) for p in proposals for c in p.coefficients]
     if not tried:
         raise EditError("no proposals were given to search: give at least one intervention and coefficient")
-    variants = [intervention for _, _, intervention in tried]
-    total = 2 * len(variants)
+    variants = tuple(p.at(c) for p, c in tried)
+    measured = task if isinstance(task, Measure) else measure(lm, task)
+    where = Bench(lm, measured, passages, measured_items(lm, items) if items else None, length)
+    found = where.found(variants, progress)
+    return _searched(tried, found, variants, Rule("largest_effect_within", limit), where)
 
-    def halfway(start: int) -> Callable[[int, int], None]:
-        def report(done: int, of: int) -> None:
-            if progress is not None:
-                progress(start + round(done / of * len(variants)), total)
 
-        return report
+class Found(NamedTuple):
+    """What one point came to: the change of the task's number, KL, and accuracy lost where it was measured."""
 
-    found = effects(lm, task, variants, progress=halfway(0))
-    cost = side_effects(lm, variants, passages, length=length, progress=halfway(len(variants)))
-    gains, kl = [Estimate.of(change, found.groups) for change in found.changes], cost.kl.mean(1)
-    front = pareto_front(np.array([gain.mean for gain in gains]), kl)
-    points = tuple(
-        Point(p.method, p.site, p.scope, float(c), gains[i], float(kl[i]), i in front, bool(kl[i] <= limit))
-        for i, (p, c, _) in enumerate(tried)
-    )
-    picked = largest_effect_within(points)
-    return Search(
-        points,
-        f"the largest mean effect on the validation part among points of at most {limit:g} nats of KL per token on "
-        "neutral text, if its interval lies above zero",
-        limit,
-        found.unit,
-        picked,
-        Intervention() if picked is None else variants[picked],
-        len(found.groups),
-    )
+    effect: Estimate
+    kl: float
+    capability: Estimate | None
+
+
+class Bench(NamedTuple):
+    """Where every point of a search is measured."""
+
+    lm: LM
+    measured: Measure
+    passages: Sequence[Passage]
+    items: Measure | None
+    length: int
+
+    def found(self, variants: Sequence[Intervention], progress: Progress | None = None) -> list[Found]:
+        """Of each intervention, its numbers; a step is one of them at one of the measures."""
+        steps = 2 if self.items is None else 3
+        total = steps * len(variants)
+
+        def at(step: int) -> Progress:
+            def report(done: int, of: int) -> None:
+                if progress is not None:
+                    progress(step * len(variants) + round(done / of * len(variants)), total)
+
+            return report
+
+        changed = effects(self.lm, self.measured, variants, progress=at(0))
+        cost = side_effects(self.lm, variants, self.passages, length=self.length, progress=at(1)).kl.mean(1)
+        lost: list[Estimate | None] = [None] * len(variants)
+        if self.items is not None:
+            right = capabilities(self.lm, variants, self.items, progress=at(2))
+            lost = [Estimate.of(right.base - values, right.groups) for values in right.values]
+        gains = [Estimate.of(change, changed.groups) for change in changed.changes]
+        return [Found(gain, float(kl), part) for gain, kl, part in zip(gains, cost, lost, strict=True)]
 
 
 def largest_effect_within(points: Sequence[Point]) -> int | None:
@@ -104,6 +247,57 @@ def pareto_front(effect: np.ndarray, cost: np.ndarray) -> set[int]:
     >>> sorted(pareto_front(np.array([1.0, 2.0, 1.5]), np.array([0.1, 0.3, 0.4])))
     [0, 1]
     """
-    as_good = (effect >= effect[:, None]) & (cost <= cost[:, None])
-    better = as_good & ((effect > effect[:, None]) | (cost < cost[:, None]))
-    return {int(i) for i in np.flatnonzero(~(better.any(1) | np.isnan(effect) | np.isnan(cost)))}
+    return values_front.pareto_front(np.stack([effect, -np.asarray(cost)], 1))
+
+
+def _every(proposer: Proposer) -> list[tuple[Proposal, float]]:
+    """Every proposal at every coefficient; the first refusal where nothing fits."""
+    made = [
+        proposal
+        for method in proposer.methods
+        for place in proposer.places
+        for scope in proposer.scopes_of(method)
+        if (proposal := proposer.proposal(method, place, scope)) is not None
+    ]
+    tried = [(proposal, c) for proposal in made for c in proposal.coefficients]
+    if not tried:
+        for error in proposer.refused.values():
+            raise error
+        raise EditError("no coefficients were given to search: give at least one")
+    return tried
+
+
+def _searched(
+    tried: Sequence[tuple[Proposal, float]],
+    found: Sequence[Found],
+    variants: Sequence[Intervention],
+    rule: Rule,
+    where: Bench,
+) -> Search:
+    """The points with their front, and the one that the rule picks."""
+    limit = rule.limit
+    points = [
+        Point(p.method, p.site, p.scope, float(c), f.effect, f.kl, False, bool(f.kl <= limit), f.capability)
+        for (p, c), f in zip(tried, found, strict=True)
+    ]
+    front = values_front.pareto_front(objectives(points))
+    points = [point.with_(front=i in front) for i, point in enumerate(points)]
+    picked = rule.choose(points)
+    return Search(
+        tuple(points),
+        rule.sentence,
+        limit,
+        where.measured.unit,
+        picked,
+        Intervention() if picked is None else variants[picked],
+        len(where.measured.groups),
+    )
+
+
+def _items(lm: LM, items: Sequence[Item] | None, seed: int) -> Measure | None:
+    try:
+        return measured_items(lm, texts.some(texts.capability("search"), ITEMS, seed) if items is None else items)
+    except TrimtabError:
+        if items is not None:
+            raise
+        return None  # our items are English words: a tokenizer that knows none of them has no such number

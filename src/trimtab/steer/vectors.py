@@ -5,12 +5,15 @@ The strength of an added vector is in units of the raw mean difference, whose no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
+from trimtab.model.protocols import Dictionary
+from trimtab.steer.methods import scope_free
+from trimtab.steer.recorded import recorded
 from trimtab.tasks.means import MeanDifference, mean_difference
 from trimtab.tasks.task import Task
 from trimtab.values.edit import Edit, Intervention
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
 
 
+@scope_free
+@recorded
 def difference_of_means(
     lm: LM,
     task: Task,
@@ -30,6 +35,7 @@ def difference_of_means(
     where: str | Scope = "all",
     read: str | Scope | None = None,
     batch_size: int = 16,
+    dictionaries: Mapping[str, Dictionary] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Intervention:
     """Adds v = mean(h⁺ − h⁻) at each site: contrastive activation addition (Rimsky et al. 2023, arXiv 2312.06681).
@@ -40,7 +46,9 @@ def difference_of_means(
 
     Raises SiteError for sites without units, TaskError for a span without tokens.
     """
-    means = mean_difference(lm, task, sites, read=read, batch_size=batch_size, progress=progress)
+    means = mean_difference(
+        lm, task, sites, read=read, batch_size=batch_size, dictionaries=dictionaries, progress=progress
+    )
     return Intervention(tuple(vector_edits(means, means, strength=strength, where=where)), name=f"{task.name} vector")
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trimtab.errors import StudyError, nearest
 from trimtab.evaluate.texts import Passage, part
 from trimtab.studies.settings import Settings
 from trimtab.tasks.measure import Measure, measure
@@ -47,23 +45,3 @@ class Context:
         """A `progress(done, total)` for one step, which takes the stage from one share to another."""
         self.report(what, start)
         return lambda done, total: self.report(what, start + (stop - start) * done / max(total, 1))
-
-
-def method(room: object, name: str) -> Callable[..., Any]:
-    """A function of `locate` or `steer` by its name, of a shape that a study can call: `(lm, task, sites, …)`, or with
-    a `factor`.
-
-    StudyError with the nearest name where there is none.
-    """
-    names = [known for known in getattr(room, "__all__", ()) if _fits(getattr(room, known))]
-    if name not in names:
-        where = getattr(room, "__name__", "trimtab").removeprefix("trimtab.")
-        raise StudyError(f'{where} has no method "{name}"{nearest(name, names)}: there are {", ".join(names)}')
-    return getattr(room, name)
-
-
-def _fits(function: object) -> bool:
-    if not inspect.isfunction(function):
-        return False
-    parameters = list(inspect.signature(function).parameters)
-    return parameters[:3] == ["lm", "task", "sites"] or "factor" in parameters

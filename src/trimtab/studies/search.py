@@ -1,23 +1,21 @@
 """Stage 3, steer: interventions at the validated places, each at several coefficients and scopes, and the one to keep.
 
-A method of `steer` that takes a model and a task makes a vector, tried at the settings' coefficients at one wide site,
-or at all validated units of a kind at once. A method that takes a `factor` scales such units. New methods of these two
-shapes need no change here.
+A vector method of `steer` is tried at the settings' coefficients at one wide site, or at all validated units of a kind
+at once; a scaling at such units. New methods of these two shapes need no change here.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from trimtab import steer
 from trimtab.errors import StudyError
+from trimtab.steer.methods import is_scaling
 from trimtab.steer.search import Proposal, grid
-from trimtab.studies.context import Context, method
+from trimtab.studies.context import Context
 from trimtab.studies.screen import is_wide
+from trimtab.studies.steering import MISFITS, coefficients, scaled, steerer, vectors
 from trimtab.values.edit import Intervention
 from trimtab.values.findings import Search, Validation
-from trimtab.values.scope import Scope
 from trimtab.values.site import Site
 
 UNITS = 12
@@ -32,18 +30,21 @@ def search(context: Context, validation: Validation) -> Search:
     """
     settings = context.settings
     context.report("making interventions", 0.0)
-    proposals = _affordable(context, list(_proposals(context, validation)))
+    left_out: dict[str, str] = {}
+    proposals = _affordable(context, list(_proposals(context, validation, left_out)))
     if not proposals:
+        why = "no method could do any of the validated places" if left_out else "nothing was validated"
         return Search(
             (),
-            "nothing was validated, so nothing was searched",
+            f"{why}, so nothing was searched",
             settings.kl_limit,
             validation.unit,
             None,
             Intervention(),
             validation.examples,
+            left_out=left_out,
         )
-    return grid(
+    found = grid(
         context.lm,
         context.validation,
         proposals,
@@ -52,37 +53,42 @@ def search(context: Context, validation: Validation) -> Search:
         length=settings.search_tokens,
         progress=context.step("effect and cost of every point", 0.15, 1.0),
     )
+    # a stage's result has no moment of its making in it, so that the same inputs give the same; the study adds its own
+    found = found.with_(intervention=found.intervention.with_(provenance=None))
+    return found.with_(left_out=left_out) if left_out else found
 
 
-def _proposals(context: Context, validation: Validation) -> Iterator[Proposal]:
-    """What is tried, in the order of validated effect."""
-    settings = context.settings
-    places = _places(context, validation)
-    for name in settings.steerers:
-        make = method(steer, name)
-        scales = is_scaling(make)
-        for sites, sign in places:
-            if scales:
-                if not is_wide(sites[0]):
-                    units = [site.with_(at=None) for site in sites]
-                    yield Proposal(
-                        name, _listed(units), "all", settings.factors, lambda c, m=make, s=units: m(s, c, where="all")
-                    )
+def _proposals(context: Context, validation: Validation, left_out: dict[str, str] | None = None) -> Iterator[Proposal]:
+    """What is tried, in the order of validated effect; `left_out` is told what a method cannot do, and why."""
+    found = places(context, validation)
+    for name in context.settings.steerers:
+        make = steerer(name)
+        for sites, sign in found:
+            if is_scaling(make) and is_wide(sites[0]):
                 continue
-            label = _listed(sites)  # with the positions that the vector is read at; the scope is where it is added
-            made = make(context.lm, context.parts.train, [str(site) for site in sites], where=settings.scopes[0])
-            for scope in settings.scopes:
-                base = made.with_(edits=tuple(edit.with_(where=Scope.parse(scope)) for edit in made.edits))
-                coefficients = tuple(sign * c for c in settings.coefficients)
-                yield Proposal(name, label, scope, coefficients, lambda c, b=base: b * c)
+            try:
+                yield from _of_method(context, name, sites, sign)
+            except MISFITS as error:
+                if left_out is not None:
+                    left_out[f"{name} at {listed(sites)}"] = str(error).splitlines()[0]
 
 
-def is_scaling(make: Callable[..., object]) -> bool:
-    """Whether a method of `steer` takes sites and a factor; else it takes a model, a task and sites."""
-    return "factor" in inspect.signature(make).parameters
+def _of_method(context: Context, name: str, sites: Sequence[Site], sign: float) -> list[Proposal]:
+    make = steerer(name)
+    if is_scaling(make):
+        units = [site.with_(at=None) for site in sites]
+        scaled(make, units, context.settings.factors[0])  # a place that it cannot do is left out now
+        tried = coefficients(context, make, None, sign)
+        return [Proposal(name, listed(units), "all", tried, lambda c: scaled(make, units, c))]
+    label = listed(sites)  # with the positions that the vector is read at; the scope is where it is added
+    made = vectors(context, make, context.parts.train, sites)
+    return [
+        Proposal(name, label, scope, coefficients(context, make, base, sign), lambda c, b=base: b * c)
+        for scope, base in made.items()
+    ]
 
 
-def _places(context: Context, validation: Validation) -> list[tuple[list[Site], float]]:
+def places(context: Context, validation: Validation) -> list[tuple[list[Site], float]]:
     """Where to intervene, with the sign of the validated effect: wide sites one by one, units of a kind together.
 
     Sites keep the positions at which they were validated: a vector is what the two sides differ by there.
@@ -108,7 +114,18 @@ def _places(context: Context, validation: Validation) -> list[tuple[list[Site], 
     return found
 
 
-def _listed(sites: Sequence[Site]) -> str:
+def picked_at(context: Context, validation: Validation, found: Search) -> list[Site]:
+    """The sites that the picked point's method was given, with the positions that they were validated at."""
+    assert found.picked is not None
+    label = found.points[found.picked].site
+    for sites, _ in places(context, validation):
+        if label in (listed(sites), listed([site.with_(at=None) for site in sites])):
+            return sites
+    raise StudyError(f"the place {label} of the search is not among those that were validated: run the study anew")
+
+
+def listed(sites: Sequence[Site]) -> str:
+    """Sites in a few words: how a point names its place."""
     return ", ".join(map(str, sites[:4])) + (f" … {len(sites)} in all" if len(sites) > 4 else "")
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from trimtab.errors import StudyError, nearest
+from trimtab.tasks import builtin
 from trimtab.tasks.formats import FIELDS
 
 Object = Literal["resid_post", "attn_out", "mlp_out", "head", "neuron"]
@@ -58,7 +59,8 @@ class Settings(BaseModel):
     """The function of `locate` that puts candidates to the test: one that intervenes. Default: `patching` where clean
     and corrupt prompts correspond, else `shift` by the train part's mean difference."""
     steerers: tuple[str, ...] = Field(("difference_of_means", "scale"), min_length=1)
-    """The functions of `steer` that are searched at the validated sites."""
+    """The functions of `steer` that are searched at the validated sites: any vector method or scaling (`trimtab steer
+    --help` lists them)."""
     scopes: tuple[str, ...] = Field(("all", "-1:"), min_length=1)
     """Where vectors are added: everywhere, or from the last token of the prompt on."""
     coefficients: tuple[float, ...] = Field((0.5, 1.0, 1.5, 2.0, 3.0), min_length=1)
@@ -158,7 +160,8 @@ class Settings(BaseModel):
         except StudyError as error:
             raise StudyError(f"{path}: {error}") from None
         beside = path.parent / settings.task
-        return settings.model_copy(update={"task": str(beside)}) if beside.is_file() else settings
+        named = beside.is_dir() and settings.task in builtin.names()  # a folder that happens to bear a task's name
+        return settings.model_copy(update={"task": str(beside)}) if beside.exists() and not named else settings
 
     def reading(self) -> dict[str, Any]:
         """The options of `load_task` that are not at their defaults."""

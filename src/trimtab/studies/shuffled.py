@@ -3,11 +3,13 @@
 The place, the scope, the sign and the coefficient of the picked intervention were chosen out of many for their effect.
 Were its labels tossed, the study would have chosen as freely; how far it would have come is what these draws show, and
 the rank of the picked one among them is a test of the whole study by permutation, an approximate one: a draw has a
-screen of its own, no validation stage, and one strength for each proposal. Its places are those where its own mean
+screen of its own, no validation stage, one strength for each proposal, and the picked method alone, where the study
+chose among several. Its places are those where its own mean
 difference, times the gradient of the task's number, promises most; difference of means (or scaling, where that was
 picked) is tried there at the same scopes on the validation part, at the largest coefficient of the study or, where that
 costs more KL than the study allows, at the one that costs as much, and with both signs. The one of most effect is the
-draw's.
+draw's. Where another method was picked, that one is tried, on the task whose pairs are swapped; a sign is chosen where
+it adds vectors.
 
 Exactly half of the pairs are swapped. With coins that may fall unevenly something of the true difference would remain
 in every draw, and the choice of its sign would find it again.
@@ -15,7 +17,7 @@ in every draw, and the choice of its sign would find it again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from trimtab.steer.amplitude import scale
 from trimtab.steer.vectors import vector_edits
 from trimtab.studies.context import WIDE, Context
 from trimtab.studies.search import UNITS
+from trimtab.studies.steering import MISFITS, adds
 from trimtab.tasks.means import MeanDifference, mean_difference
 from trimtab.tasks.measure import measure
 from trimtab.values.edit import Intervention
@@ -44,33 +47,43 @@ def halves(examples: int, draws: int, seed: int) -> np.ndarray:
     return np.stack([rng.permutation(signs) for _ in range(draws)])
 
 
-def shuffled_studies(context: Context, draws: int, seed: int, *, vectors: bool = True) -> list[Intervention]:
+Make = Callable[[np.ndarray, list[Site]], Iterable[Intervention]]
+"""(signs of the pairs, a place) -> what a method makes of them there, at each scope or factor."""
+
+
+def shuffled_studies(
+    context: Context, draws: int, seed: int, *, vectors: bool = True, make: Make | None = None
+) -> list[Intervention]:
     """For each draw of swapped labels, the intervention that the study would have come to.
 
     `vectors`: whether the picked intervention adds vectors; a scaling is compared with scalings, whose places come from
-    the labels and whose direction does not.
+    the labels and whose direction does not. `make` is the method, where it is neither difference of means nor `scale`.
     """
     settings = context.settings
     every = [f"L*.{kind}{at}" for kind in settings.objects for at in positions(context)]
     means = mean_difference(context.lm, context.parts.train, every)
     slopes = gradients(context, list(dict.fromkeys(site.with_(at=None) for site in means)))
     signs = halves(len(means), draws, seed)
-    proposed = [_proposals(context, means, slopes, swapped, vectors) for swapped in signs]
+    proposed = [_proposals(context, means, slopes, swapped, vectors, make) for swapped in signs]
     flat = [proposal for part in proposed for proposal in part]
+    if not flat:
+        return []
     length = min(settings.search_tokens, TOKENS)
     kl = side_effects(context.lm, flat, context.passages[:PASSAGES], length=length).kl.mean(1)
     if vectors:  # KL grows as the square of a strength
         share = np.minimum(1.0, np.sqrt(settings.kl_limit / np.maximum(np.nan_to_num(kl, nan=np.inf), 1e-9)))
         flat = [proposal * float(part) for proposal, part in zip(flat, share, strict=True)]
-    signed = [*flat, *(proposal * -1.0 for proposal in flat)] if vectors else flat  # what −v does is measured too
+    turns = vectors and all(map(adds, flat))
+    signed = [*flat, *(proposal * -1.0 for proposal in flat)] if turns else flat  # what −v does is measured too
     gain = np.nan_to_num(effects(context.lm, context.validation, signed).changes.mean(1), nan=-np.inf)
     worth = gain if vectors else np.where(kl <= settings.kl_limit, gain, -np.inf)
     chosen, start = [], 0
     for part in proposed:
         own = list(range(start, start + len(part)))
-        own += [len(flat) + i for i in own] if vectors else []
-        best = max(own, key=lambda i: worth[i])
-        picked = signed[best] if worth[best] > -np.inf else Intervention()  # nothing that the study allows
+        own += [len(flat) + i for i in own] if turns else []
+        best = max(own, key=lambda i: worth[i], default=None)
+        allowed = best is not None and worth[best] > -np.inf
+        picked = signed[best] if best is not None and allowed else Intervention()  # nothing that the study allows
         chosen.append(picked.with_(name="shuffled labels"))
         start += len(part)
     return chosen
@@ -103,6 +116,7 @@ def _proposals(
     slopes: Mapping[Site, np.ndarray],
     signs: np.ndarray,
     vectors: bool,
+    make: Make | None = None,
 ) -> list[Intervention]:
     """What the search would try with these labels, vectors or scalings, at the places that promise most."""
     settings = context.settings
@@ -128,7 +142,10 @@ def _proposals(
             places.append(best[: min(settings.candidates, UNITS)])
     made: list[Intervention] = []
     for place in places:
-        if vectors:
+        if make is not None:
+            if vectors or place[0].name not in WIDE:
+                made += _tried(make, signs, place)
+        elif vectors:
             made += [
                 Intervention(tuple(vector_edits(means, place, strength=strength, where=scope, signs=signs)))
                 for scope in settings.scopes
@@ -136,3 +153,11 @@ def _proposals(
         elif place[0].name not in WIDE:
             made += [scale([site.with_(at=None) for site in place], factor) for factor in settings.factors]
     return made
+
+
+def _tried(make: Make, signs: np.ndarray, place: list[Site]) -> list[Intervention]:
+    """What a method makes of a place; nothing where it cannot do it, as in the search."""
+    try:
+        return list(make(signs, place))
+    except MISFITS:
+        return []

@@ -30,6 +30,7 @@ from trimtab.studies.store import Store
 from trimtab.tasks import builtin
 from trimtab.tasks.files import load_task, save_task
 from trimtab.tasks.fit import Fitted, fit
+from trimtab.tasks.groups import refuse_leaks
 from trimtab.values.edit import Intervention
 from trimtab.values.findings import STAGES, Evaluation, Findings, Screening, Search, Validation, Verdict
 from trimtab.values.saved import Saved
@@ -89,8 +90,10 @@ class Study:
 
     @cached_property
     def _whole(self) -> Task:
-        """The task as it was given, by name, in a file, or ready made."""
+        """The task as it was given: by name, in a file, or ready made. TaskError where two groups share a text."""
         if self._task is not None:
+            named = [f"example {i}" for i in range(len(self._task))]
+            refuse_leaks(self._task.examples, named, self._task.name)
             return self._task
         name, reading = self.settings.task, self.settings.reading()
         if name in builtin.names() or not Path(name).exists():
@@ -190,8 +193,12 @@ class Study:
         from trimtab.studies.judge import evaluate
         from trimtab.studies.screen import screen
         from trimtab.studies.search import search
+        from trimtab.studies.steering import steerer
         from trimtab.studies.validate import validate
         from trimtab.studies.verdict import conclude
+
+        for name in self.settings.steerers:  # one that cannot be used is refused before anything is run
+            steerer(name)
 
         def context(stage: str) -> Context:
             report: Report = lambda what, share: listener(stage, what, min(share, 1.0))  # noqa: E731
@@ -203,7 +210,7 @@ class Study:
         screening = told("screen", screen)
         validation = told("validate", lambda c: validate(c, screening))
         found = told("steer", lambda c: search(c, validation))
-        evaluation = told("evaluate", lambda c: evaluate(c, screening, found))
+        evaluation = told("evaluate", lambda c: evaluate(c, screening, validation, found))
         told("verdict", lambda c: conclude(self.task.name, validation, found, evaluation))
 
     def _stage(self, stage: str, work: Callable[[], T], listener: Listener) -> T:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.errors import SiteError, TaskError
+from trimtab.model.memory import limit
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
 from trimtab.tasks.measure import sides
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 
 AT_ONCE = 1 << 26
 """Activations (numbers) that one pass may hold: batches are cut to it."""
+HOLDING = 8
+"""Bytes for each of them: as it is read, and as it is taken out."""
 
-Pool = Literal["mean", "mean_abs", "max_abs", "frequency"]
+Pool = Literal["mean", "mean_abs", "max", "max_abs", "frequency"]
 Progress = Callable[[int, int], None]
 
 
@@ -162,7 +165,7 @@ def pooled(
 ) -> dict[Site, np.ndarray]:
     """Of each row and site, float32 (row, *shape): activations over the site's positions made into one number.
 
-    `pool`: their "mean", mean or largest absolute value, or the share of them above `threshold`.
+    `pool`: their "mean", the "max", mean or largest absolute value, or the share of them above `threshold`.
     """
     by_tensor: dict[Site, list[Site]] = defaultdict(list)
     for site in sites:
@@ -190,12 +193,37 @@ def pooled(
     return out
 
 
+def deviations(lm: LM, tensors: Sequence[Site], prompts: Prompts, batch_size: int = 16) -> dict[Site, np.ndarray]:
+    """(*shape) the standard deviation of each entry over all tokens but first ones, batch by batch (Chan et al.
+    1983)."""
+    found: dict[Site, tuple[int, np.ndarray, np.ndarray]] = {}
+    entries = sum(int(np.prod(lm.shape(site))) for site in tensors)
+    for rows in batches(prompts, entries, batch_size):
+        part = prompts.rows(rows, trim=True)
+        run = lm.run(part, tensors, logits=False)
+        counted = part.mask.bool().clone()
+        counted[torch.arange(len(rows)), part.start] = False
+        counted = counted if bool(counted.any()) else part.mask.bool()
+        for site in tensors:
+            x = run.whole(site)[counted.to(run.whole(site).device)].cpu().double().numpy()
+            n, mean, squares = len(x), x.mean(0), ((x - x.mean(0)) ** 2).sum(0)
+            if site in found:
+                before, old, kept = found[site]
+                gap, n = mean - old, before + n
+                mean = old + gap * len(x) / n
+                squares = kept + squares + gap**2 * before * len(x) / n
+            found[site] = n, mean, squares
+    return {site: np.sqrt(squares / n) for site, (n, _, squares) in found.items()}
+
+
 def batches(prompts: Prompts, entries: int, batch_size: int, at_once: int | None = None) -> Iterator[list[int]]:
     """Rows that go through the model together: short ones first, at most `batch_size`, and no more than fit in memory
     where `entries` numbers are kept of every token (`at_once` of them, AT_ONCE by default)."""
     if batch_size < 1:
         raise TaskError(f"batch_size is how many prompts go through the model together, at least 1, got {batch_size}")
     most = AT_ONCE if at_once is None else at_once
+    if at_once is None and (told := limit()) is not None:
+        most = min(most, int(told // HOLDING))
     rows: list[int] = []
     for row in sorted(range(len(prompts)), key=lambda row: len(prompts.tokens[row])):
         if len(rows) == batch_size or (rows and (len(rows) + 1) * len(prompts.tokens[row]) * entries > most):
@@ -216,8 +244,8 @@ def _pool(values: Tensor, prompts: Prompts, site: Site, pool: Pool, threshold: f
     columns = torch.tensor([[*p, *[p[-1]] * (most - len(p))] for p in positions], device=values.device)
     x = values[torch.arange(len(values), device=values.device)[:, None], columns]
     x = x.float() if x.dtype.itemsize < 4 else x
-    if pool == "max_abs":
-        return x.abs().amax(1).float()
+    if pool in ("max", "max_abs"):
+        return (x if pool == "max" else x.abs()).amax(1).float()
     x = x if pool == "mean" else x.abs() if pool == "mean_abs" else (x > threshold).to(x.dtype)
     counts = torch.tensor([len(p) for p in positions], device=x.device)
     weight = (torch.arange(most, device=x.device) < counts[:, None]) / counts[:, None].to(x.dtype)

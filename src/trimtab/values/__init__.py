@@ -3,7 +3,9 @@
 numpy only: no model, no torch. They can be printed, saved, loaded and compared.
 """
 
+from trimtab.values.ablation_study import AblationStudy
 from trimtab.values.audit import Audit
+from trimtab.values.condition_search import ConditionSearch
 from trimtab.values.edit import (
     Affine,
     Bounds,
@@ -16,17 +18,24 @@ from trimtab.values.edit import (
     Rotation,
     WeightPatch,
 )
+from trimtab.values.entanglement import Entanglement
+from trimtab.values.estimate import Estimate
+from trimtab.values.generations import Generations
 from trimtab.values.lens import Lens
 from trimtab.values.linear_probe import LinearProbe
+from trimtab.values.loss_history import LossHistory
 from trimtab.values.lowrank import LowRank
 from trimtab.values.massive import MassiveActivations
 from trimtab.values.monitor import Calibration, GroupReport, Monitor, MonitorReport
 from trimtab.values.outcome import Outcome
 from trimtab.values.patchscope import Patchscope
+from trimtab.values.propensity import Propensity
 from trimtab.values.provenance import Provenance
+from trimtab.values.robustness import Robustness
 from trimtab.values.roles import RoleGraph, RoleTable
 from trimtab.values.scope import Scope
 from trimtab.values.scores import AnyScores, Comparison, Interval, Scores
+from trimtab.values.search import Search
 from trimtab.values.site import SITES, Edge, Selection, Site, SiteKind, explain
 from trimtab.values.span import Span
 from trimtab.values.token_scores import TokenScores
@@ -36,6 +45,7 @@ from trimtab.values.watched import Watched
 
 __all__ = [
     "SITES",
+    "AblationStudy",
     "Affine",
     "AnyScores",
     "Audit",
@@ -44,13 +54,18 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Condition",
+    "ConditionSearch",
     "Edge",
     "Edit",
+    "Entanglement",
+    "Estimate",
+    "Generations",
     "GroupReport",
     "Interval",
     "Intervention",
     "Lens",
     "LinearProbe",
+    "LossHistory",
     "LowRank",
     "MassiveActivations",
     "Monitor",
@@ -59,13 +74,16 @@ __all__ = [
     "Outcome",
     "Patchscope",
     "Probe",
+    "Propensity",
     "Provenance",
     "Ref",
+    "Robustness",
     "RoleGraph",
     "RoleTable",
     "Rotation",
     "Scope",
     "Scores",
+    "Search",
     "Selection",
     "Site",
     "SiteKind",

@@ -60,7 +60,7 @@ class Content:
         return int(self.digest[:15], 16)
 
     def __repr__(self) -> str:
-        parts = (f"{f.name}={_short(getattr(self, f.name))}" for f in dataclasses.fields(self))
+        parts = (f"{name}={_short(field)}" for name, field in _written(self).items())
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def with_(self, **changes: object) -> Self:
@@ -114,7 +114,7 @@ def decode(value: object, arrays: Mapping[str, np.ndarray], expected: type[T]) -
         made = _decode(value, arrays)
     except FileError:
         raise
-    except (TrimtabError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+    except (TrimtabError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         raise FileError(f"the contents of the file are damaged: {error}") from error
     if not isinstance(made, expected):
         raise FileError(f"the file should hold a {expected.__name__} and holds a {type(made).__name__}")
@@ -154,7 +154,13 @@ def digest_of(value: object) -> str:
 def _written(value: Content) -> dict[str, object]:
     """The fields that are written: all but those of `LATER` that are as they were before there were any."""
     fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    return {name: field for name, field in fields.items() if name not in value.LATER or field != value.LATER[name]}
+    later = value.LATER
+    return {name: field for name, field in fields.items() if name not in later or not _same(field, later[name])}
+
+
+def _same(field: object, other: object) -> bool:
+    """Whether a field is as it was; an array is never what a field means that is not there."""
+    return field is other or (not isinstance(field, np.ndarray) and field == other)
 
 
 def _short(value: object) -> str:

@@ -19,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from trimtab.errors import EditError, nearest
+from trimtab.values.algebra import merged, negated, normed, orthogonal, without
 from trimtab.values.content import Content
 from trimtab.values.notation import read_edit, write_value
 from trimtab.values.operands import (
@@ -35,7 +36,7 @@ from trimtab.values.operands import (
     whole_of,
 )
 from trimtab.values.patch import WeightPatch
-from trimtab.values.provenance import Provenance
+from trimtab.values.provenance import Provenance, joined
 from trimtab.values.saved import Saved
 from trimtab.values.scope import Scope
 from trimtab.values.site import Site
@@ -65,7 +66,7 @@ OPS: dict[str, tuple[bool, type | None, str]] = {
     "scale": (True, None, "a number or an array"),
     "clamp": (False, Bounds, "Bounds(low, high)"),
     "rotate": (False, Rotation, "a Rotation(b1, b2, angle)"),
-    "affine": (False, Affine, "an Affine(A, B, c)"),
+    "affine": (False, Affine, "an Affine(A, B, c, scale)"),
     "noise": (False, Noise, "a Noise(sigma, seed)"),
     "gradient": (False, Probe, "a Probe(weight, bias, target, step)"),
 }
@@ -163,7 +164,9 @@ class Intervention(Saved):
     """Edits and weight patches that belong together. Its digest, and so equality, covers what it does, not its name or
     origin.
 
-    `a + b` does both (a's edits first), `2 * a` doubles every strength; iterating gives the edits.
+    `a + b` does both (a's edits first), `2 * a` doubles every strength, `-a` and `a - b` take away what is added,
+    `a @ b` is a without the directions of b (`values.algebra`); iterating gives the edits. What is put together keeps
+    where it is from; EditError where that is different weights.
 
     >>> both = Intervention.of("L12.head[7] scale 0") + Intervention.of("L3.mlp_out add 1.5")
     >>> len(both), str((2 * both).edits[1])
@@ -202,12 +205,16 @@ class Intervention(Saved):
         if not isinstance(source, Iterable):
             raise EditError(f"an intervention is made of edits, or of their text, got {source!r}")
         parts = [cls.of(part) for part in source]
-        return cls(tuple(e for part in parts for e in part.edits), tuple(p for part in parts for p in part.patches))
+        edits, patches = (
+            tuple(e for part in parts for e in part.edits),
+            tuple(p for part in parts for p in part.patches),
+        )
+        return cls(edits, patches, provenance=_origin(parts))
 
     def __add__(self, other: object) -> Intervention:
         other = Intervention.of(other)
         name = " + ".join(part.name for part in (self, other) if part.name)
-        return Intervention(self.edits + other.edits, self.patches + other.patches, name)
+        return Intervention(self.edits + other.edits, self.patches + other.patches, name, _origin([self, other]))
 
     def __radd__(self, other: object) -> Intervention:
         return Intervention.of(other) + self
@@ -217,6 +224,31 @@ class Intervention(Saved):
         return self.with_(edits=edits, patches=tuple(patch.scaled(factor) for patch in self.patches))
 
     __rmul__ = __mul__
+
+    def __neg__(self) -> Intervention:
+        return negated(self)
+
+    def __sub__(self, other: object) -> Intervention:
+        return without(self, Intervention.of(other))
+
+    def __rsub__(self, other: object) -> Intervention:
+        return without(Intervention.of(other), self)
+
+    def __matmul__(self, other: object) -> Intervention:
+        return orthogonal(self, Intervention.of(other))
+
+    def normed(self, norm: float = 1.0) -> Intervention:
+        """Every added vector at this length, strengths as they are: `algebra.normed`."""
+        return normed(self, norm)
+
+    def merged(self) -> Intervention:
+        """What is added at one site in the same way as one edit: `algebra.merged`."""
+        return merged(self)
+
+    @property
+    def untie(self) -> bool:
+        """Whether a patch asks for an unembedding of its own where embeddings are tied: see `values.patch`."""
+        return any(patch.untie for patch in self.patches)
 
     def __len__(self) -> int:
         return len(self.edits) + len(self.patches)
@@ -238,6 +270,11 @@ class Intervention(Saved):
         shown = "; ".join(str(part) for part in (*self.edits, *self.patches)[:3])
         more = f"; … {len(self)} in all" if len(self) > 3 else ""
         return f"<Intervention {f'{self.name}: ' if self.name else ''}{shown or 'no edits'}{more}>"
+
+
+def _origin(parts: Iterable[Intervention]) -> Provenance | None:
+    """Where what is put together is from; what does nothing has no part in it."""
+    return joined([(part.name, part.provenance) for part in parts if part])
 
 
 class _Part:

@@ -6,46 +6,37 @@ example, so that any other summary can be made from them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from trimtab.errors import TrimtabError
-from trimtab.values.bootstrap import mean_interval, mean_over_examples
 from trimtab.values.content import Content
-from trimtab.values.edit import Intervention
+from trimtab.values.estimate import Estimate
 from trimtab.values.outcome import Outcome
 from trimtab.values.provenance import Provenance
 from trimtab.values.saved import Saved
 from trimtab.values.scores import Scores
+from trimtab.values.search import Point, Search
 
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Estimate(Content):
-    """A mean with the ends of its 95 % interval, over `n` examples; the ends are NaN where there is nothing to
-    resample."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: np.ndarray, groups: Sequence[object] | None = None, seed: int = 0) -> Estimate:
-        """From one value for each example, over whole groups where there are groups: `bootstrap.mean_interval`."""
-        values = np.asarray(values, dtype=np.float64)
-        low, high = mean_interval(values, groups=groups, seed=seed)
-        return cls(float(mean_over_examples(values)), float(low), float(high), int((~np.isnan(values)).sum()))
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether both ends lie on one side of zero."""
-        return self.low > 0 or self.high < 0
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3g} [{self.low:.3g}, {self.high:.3g}]"
+__all__ = [
+    "STAGES",
+    "Candidate",
+    "Check",
+    "Control",
+    "Entangled",
+    "Estimate",
+    "Evaluation",
+    "Findings",
+    "Point",
+    "Sample",
+    "Screening",
+    "Search",
+    "Validation",
+    "Verdict",
+]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,44 +102,6 @@ class Validation(Saved):
     def false_positives(self) -> float:
         """The fraction of candidates that did nothing beyond their controls; NaN without candidates."""
         return 1 - len(self.working) / len(self.checks) if self.checks else float("nan")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Point(Content):
-    """One intervention tried on the validation part: its effect against its side effect.
-
-    `coefficient` is in units of the raw difference of means for a vector, the factor for a scaling. `effect` is the
-    change of the task's number, `kl` nats per token on neutral text with the same scope. `front`: no other point has
-    more effect at less KL.
-    """
-
-    method: str
-    site: str
-    scope: str
-    coefficient: float
-    effect: Estimate
-    kl: float
-    front: bool
-    allowed: bool
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Search(Saved):
-    """Stage 3: every point tried, the rule by which one is picked (fixed beforehand), and the one it picked.
-
-    `picked` is the number of a point, None where no point qualifies; `intervention` is what that point does, at its
-    coefficient.
-    """
-
-    KIND: ClassVar[str] = "search"
-
-    points: tuple[Point, ...]
-    rule: str
-    limit: float
-    unit: str
-    picked: int | None
-    intervention: Intervention
-    examples: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, SupportsFloat
+from typing import ClassVar, Literal, SupportsFloat
 
 import numpy as np
 
@@ -131,32 +132,44 @@ class Bounds(Content):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Noise(Content):
-    """Additive Gaussian noise of standard deviation `sigma` (in the units of the activation), drawn from `seed`."""
+    """Additive Gaussian noise of standard deviation `sigma` (in the units of the activation), drawn from `seed`.
 
-    sigma: float
+    `sigma` is one number, or an array with one for each entry of the site's units, as (d_model) or (head, d_head).
+    """
+
+    sigma: float | np.ndarray
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", number_of(self.sigma, "Noise.sigma"))
+        many = bool(getattr(self.sigma, "shape", ())) or isinstance(self.sigma, list | tuple)
+        sigma = array_of(self.sigma, "Noise.sigma") if many else number_of(self.sigma, "Noise.sigma")
+        object.__setattr__(self, "sigma", sigma)
         object.__setattr__(self, "seed", whole_of(self.seed, "Noise.seed"))
-        if self.sigma < 0:
-            raise EditError(f"Noise.sigma is a standard deviation and must not be negative, got {self.sigma}")
+        if np.min(sigma) < 0:
+            raise EditError(f"Noise.sigma is a standard deviation and must not be negative, got {np.min(sigma):g}")
 
     def __str__(self) -> str:
-        return f"{show(self.sigma)} seed {self.seed}"
+        sigma = f"array{self.sigma.shape}" if isinstance(self.sigma, np.ndarray) else show(self.sigma)
+        return f"{sigma} seed {self.seed}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Affine(Content):
-    """x + Bᵀ(A x) + c, with A and B of shape (k, d) and c of shape (d,); A and B come together, c may stand alone.
+    """scale·x + Bᵀ(A x) + c, with A and B of shape (k, d), c and scale of shape (d,): A and B come together, any of the
+    others may be left out, and then adds nothing or, of `scale`, is 1.
 
-    Ablating a direction r̂ is A = r̂, B = −r̂; LoReFT (arXiv 2404.03592) is B = R, A = W − R, c = Rᵀb. A single
-    direction of shape (d,) is taken as (1, d).
+    Ablating a direction r̂ is A = r̂, B = −r̂; LoReFT (arXiv 2404.03592) is B = R, A = W − R, c = Rᵀb; a linear
+    transport of every entry for itself (arXiv 2410.23054) has a `scale` and c. A single direction of shape (d,) is
+    taken as (1, d). `within` (2, d) are lows and highs: an entry of x that lies outside its own is left as it is.
     """
+
+    LATER: ClassVar[Mapping[str, object]] = {"scale": None, "within": None}
 
     A: np.ndarray | None = None
     B: np.ndarray | None = None
     c: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    within: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for field in ("A", "B"):
@@ -164,23 +177,31 @@ class Affine(Content):
                 rows = array_of(getattr(self, field), f"Affine.{field}")
                 rows = rows[None].copy() if rows.ndim == 1 else rows
                 object.__setattr__(self, field, array_of(rows, f"Affine.{field}", ndim=2))
-        if self.c is not None:
-            object.__setattr__(self, "c", array_of(self.c, "Affine.c", ndim=1))
+        for field, ndim in (("c", 1), ("scale", 1), ("within", 2)):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, array_of(getattr(self, field), f"Affine.{field}", ndim=ndim))
         if (self.A is None) != (self.B is None):
             raise EditError("Affine needs A and B together: x + Bᵀ(A x) + c")
-        if self.A is None and self.c is None:
-            raise EditError("Affine has neither A and B nor c: it would change nothing")
+        if self.A is None and self.c is None and self.scale is None:
+            raise EditError("Affine has neither A and B nor c nor scale: it would change nothing")
         if self.A is not None and self.B is not None and self.A.shape != self.B.shape:
             raise EditError(
                 f"Affine.A and Affine.B must have the same shape (k, d), got {self.A.shape} and {self.B.shape}"
             )
         if self.A is not None and self.c is not None and self.c.shape[0] != self.A.shape[1]:
             raise EditError(f"Affine.c must have shape ({self.A.shape[1]},) as A's rows do, got {self.c.shape}")
+        if self.scale is not None and self.scale.shape != (self.width,):
+            raise EditError(f"Affine.scale must have shape ({self.width},) as c or A's rows do, got {self.scale.shape}")
+        if self.within is not None and self.within.shape != (2, self.width):
+            raise EditError(f"Affine.within must have shape (2, {self.width}), lows and highs, got {self.within.shape}")
+        if self.within is not None and (self.within[0] > self.within[1]).any():
+            raise EditError("Affine.within has lows above highs: it is (lows, highs), of shape (2, d)")
 
     @property
     def width(self) -> int:
         """d, the width of the vectors it acts on."""
-        return int(self.A.shape[1] if self.A is not None else self.c.shape[0])  # type: ignore[union-attr]
+        known = next(part for part in (self.A, self.c, self.scale) if part is not None)
+        return int(known.shape[-1])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -232,27 +253,55 @@ class Rotation(Content):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Probe(Content):
-    """One step down a linear probe's loss: x − step·∇ₓ CE(weight x + bias, target).
+    """One step down a linear probe's loss: x − step·∇ₓ L(weight x + bias).
 
-    `weight` has shape (classes, d), `bias` (classes,), `target` is the class wanted, `step` the step's length in units
-    of x per nat.
+    L is the mean of −log p over the classes of `target` plus the mean of −log(1 − p) over those of `avoid`, p being the
+    classes' "softmax", or each one's own "sigmoid" (a class may then hold beside another). With one target and softmax
+    that is the cross-entropy. `weight` has shape (classes, d), `bias` (classes,), `target` is the class wanted or
+    several, `step` the step's length in units of x per nat.
     """
+
+    LATER: ClassVar[Mapping[str, object]] = {"avoid": (), "loss": "softmax"}
 
     weight: np.ndarray
     bias: np.ndarray
-    target: int
+    target: int | tuple[int, ...]
     step: float
+    avoid: tuple[int, ...] = ()
+    loss: Literal["softmax", "sigmoid"] = "softmax"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", array_of(self.weight, "Probe.weight", ndim=2))
         object.__setattr__(self, "bias", array_of(self.bias, "Probe.bias", ndim=1))
-        object.__setattr__(self, "target", whole_of(self.target, "Probe.target"))
+        target, avoid = (self._classes(name) for name in ("target", "avoid"))
+        object.__setattr__(self, "target", target[0] if len(target) == 1 else target)
+        object.__setattr__(self, "avoid", avoid)
         object.__setattr__(self, "step", number_of(self.step, "Probe.step"))
-        classes = self.weight.shape[0]
-        if self.bias.shape != (classes,):
-            raise EditError(f"Probe.bias must have shape ({classes},), one for each class, got {self.bias.shape}")
-        if self.target >= classes:
-            raise EditError(f"Probe.target must be one of the {classes} classes, 0 to {classes - 1}, got {self.target}")
+        if self.bias.shape != (len(self.weight),):
+            raise EditError(
+                f"Probe.bias must have shape ({len(self.weight)},), one for each class, got {self.bias.shape}"
+            )
+        if not target and not avoid:
+            raise EditError("Probe has neither target nor avoid: name a class that is wanted, or one that is not")
+        if both := set(target) & set(avoid):
+            raise EditError(f"Probe.target and Probe.avoid both name class {min(both)}: it is wanted or it is not")
+        if self.avoid and len(self.weight) == 1 and self.loss == "softmax":
+            raise EditError('Probe has one class, whose softmax is always 1: use loss="sigmoid" to avoid it')
+        if self.loss not in ("softmax", "sigmoid"):
+            raise EditError(f'Probe.loss is "softmax" or "sigmoid", got {self.loss!r}')
+
+    def _classes(self, name: str) -> tuple[int, ...]:
+        given, classes = getattr(self, name), len(self.weight)
+        listed = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+        found = tuple(dict.fromkeys(whole_of(one, f"Probe.{name}") for one in listed))
+        if wrong := [one for one in found if one >= classes]:
+            raise EditError(f"Probe.{name} must be one of the {classes} classes, 0 to {classes - 1}, got {wrong[0]}")
+        return found
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The classes that are wanted, however many."""
+        return self.target if isinstance(self.target, tuple) else (self.target,)
 
     @property
     def width(self) -> int:

@@ -6,13 +6,13 @@ It records what it is told; hashes, kernels and policies are found out by the ro
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from trimtab.errors import FileError, TrimtabError
+from trimtab.errors import EditError, FileError, TrimtabError
 from trimtab.values.content import Content
 from trimtab.values.scope import Scope
 from trimtab.values.site import Edge, Selection, Site
@@ -65,6 +65,47 @@ class Provenance(Content):
             return cls(**json.loads(text))
         except (TypeError, ValueError, AttributeError, RecursionError) as error:
             raise FileError(f"this is not the JSON of a provenance ({error})") from error
+
+
+def joined(parts: Sequence[tuple[str, Provenance | None]]) -> Provenance | None:
+    """The provenance of what is put together from named parts: what they have in common, the method "sum", and each
+    part's name, method, data and options under "parts" of its options. That of one part is its own.
+
+    Raises EditError for parts that say they were made on different weights.
+    """
+    known = [(name, made) for name, made in parts if made is not None]
+    if not known or len(parts) == 1:
+        return known[0][1] if known else None
+    on: dict[str, tuple[str, Provenance]] = {}
+    for name, made in known:
+        if made.model_hash:
+            on.setdefault(made.model_hash, (name, made))
+    if len(on) > 1:
+        told = " and ".join(
+            f'"{name or "unnamed"}" on "{made.model}" (weights {made.model_hash[:12]}, {made.dtype or "unknown dtype"})'
+            for name, made in on.values()
+        )
+        raise EditError(
+            f"these were made on different weights: {told}. What is made on one model means nothing in another: make "
+            "all of them on one; if they are the same model (in another dtype, say), take the provenance off all but "
+            "one, with_(provenance=None)"
+        )
+    first, every = known[0][1], [made for _, made in known]
+    names = [each.name for each in fields(Provenance)]
+    same = {n: getattr(first, n) for n in names if all(getattr(made, n) == getattr(first, n) for made in every)}
+    _, weights = next(iter(on.values()), known[0])
+    same |= {"model": weights.model, "model_hash": weights.model_hash, "created": max(made.created for made in every)}
+    told = [each for part in parts for each in _told(*part)]
+    return Provenance(**same | {"method": "sum", "options": {"parts": told}})
+
+
+def _told(name: str, made: Provenance | None) -> list[dict[str, Any]]:
+    """A part of a sum in plain values; a sum's own parts."""
+    if made is None:
+        return [{"name": name}]
+    if made.method == "sum" and made.options.keys() == {"parts"}:
+        return made.options["parts"]
+    return [{"name": name, "method": made.method, "data_hash": made.data_hash, "options": made.options}]
 
 
 def plain(options: Mapping[str, object]) -> dict[str, object]:

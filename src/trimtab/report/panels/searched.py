@@ -97,6 +97,7 @@ def pareto_panel(search: Search) -> Panel:
 def point_table(search: Search) -> Table:
     """Every point, as long as they are not too many."""
     kept = _kept(search)
+    lost = any(p.capability is not None for p in kept)
     places = common_places(p.effect for p in kept)
     rows = [
         (
@@ -112,11 +113,22 @@ def point_table(search: Search) -> Table:
             mean_of(p.effect, places=places),
             interval_of(p.effect, places),
             number(p.kl),
+            *((number(math.nan if p.capability is None else p.capability.mean),) if lost else ()),
         )
         for p in kept
     ]
     cut = f" (the front and the largest effects of {len(search.points):,})" if len(kept) < len(search.points) else ""
-    columns = ("site", "scope", "method", "which", "coefficient", "effect", "95 %", "KL")
+    columns = (
+        "site",
+        "scope",
+        "method",
+        "which",
+        "coefficient",
+        "effect",
+        "95 %",
+        "KL",
+        *(("accuracy lost",) if lost else ()),
+    )
     return Table(f"{counted(len(kept), 'point')}{cut}", columns, tuple(rows), 4, (0, 1), _WHY)
 
 

@@ -1,0 +1,237 @@
+"""`trimtab vector`: files of interventions shown, converted, checked against a model, and merged into one.
+
+Ours, llama.cpp's and repeng's control vectors (GGUF), and EasySteer's JSON: see docs/steer/files.md and permanent.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trimtab.commands.options import (
+    DEFAULT_MODEL,
+    Device,
+    Dtype,
+    Json,
+    ModelOption,
+    console,
+    defaults_from_file,
+    open_model,
+    print_json,
+    say,
+    usage,
+    writable,
+)
+from trimtab.errors import TrimtabError
+
+if TYPE_CHECKING:
+    from trimtab.steer.permanent.checked import Written
+    from trimtab.values.edit import Edit, Intervention
+
+FORMS = ("trimtab", "gguf", "repeng", "easysteer")
+SUFFIXES = {".safetensors": "trimtab", ".gguf": "gguf", ".json": "easysteer"}
+KINDS = ("folder", "lora")
+
+app = typer.Typer(
+    name="vector",
+    help="Files of interventions: show, convert, check, merge into a model.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def settings(context: typer.Context) -> None:
+    """Files of interventions: show, convert, check, merge into a model."""
+    found = defaults_from_file()
+    context.default_map = dict.fromkeys(("check", "merge"), found)
+
+
+def _form(value: str | None) -> str | None:
+    if value is not None and value not in FORMS:
+        usage(f"a form is {', '.join(FORMS)}, got {value}")
+    return value
+
+
+def _kind(value: str) -> str:
+    if value not in KINDS:
+        usage(f"what is written is a {' or a '.join(KINDS)}, got {value}")
+    return value
+
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="Ours, a GGUF control vector, or EasySteer's JSON.")]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE…", help="Ours, GGUF control vectors, or EasySteer's JSON.")]
+AnyModel = Annotated[bool, typer.Option("--any-model", help="Take a file that was made on weights with another hash.")]
+As = Annotated[str | None, typer.Option("--as", metavar="|".join(FORMS), help="What to write.", callback=_form)]
+
+
+@app.command()
+def show(file: File, as_json: Json = False) -> None:
+    """Show what a file holds: every edit with positions, strength and norm, and where it comes from."""
+    from trimtab.steer.formats import form_of, load_vector
+
+    intervention = load_vector(file)
+    form = form_of(file) if file.is_file() else "trimtab"
+    if as_json:
+        print_json(facts(intervention, form))
+        return
+    from rich.table import Table
+
+    out = console()
+    out.print(f"{intervention.name or file.stem} ({form})", style="bold")
+    rows = [_row(edit) for edit in intervention.edits]
+    if rows:
+        shown = Table("site", "operation", "positions", "strength", "norm", "width", box=None, pad_edge=False)
+        for row in rows:
+            shown.add_row(
+                *(f"{cell:.4g}" if isinstance(cell, float) else "–" if cell is None else str(cell) for cell in row)
+            )
+        out.print(shown)
+    for patch in intervention.patches:
+        out.print(str(patch))
+    made = intervention.provenance
+    if made is None:
+        out.print("the file does not say where it comes from", style="dim")
+        return
+    out.print(f"model: {made.model or made.options.get('model_hint', 'not said')}", style="dim")
+    for name, value in (
+        ("method", made.method),
+        ("weights", made.model_hash[:12]),
+        ("data", (made.data_hash or "")[:12]),
+    ):
+        if value:
+            out.print(f"{name}: {value}", style="dim")
+
+
+@app.command()
+def convert(
+    file: File,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="What to write to.", callback=writable)],
+    form: As = None,
+    hint: Annotated[str, typer.Option(help="The architecture that a GGUF file is for, such as llama.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a file in another form; by default the one that the name's ending stands for."""
+    from trimtab.steer.formats import load_vector, save_vector
+
+    chosen = form or SUFFIXES.get(out.suffix)
+    if chosen is None:
+        usage(f"{out.name} does not say what to write: name it {', '.join('*' + s for s in SUFFIXES)}, or give --as")
+    if out.exists() and not force:
+        usage(f"{out} is there already: give another name, or --force")
+    save_vector(load_vector(file), out, chosen, hint=hint)
+    typer.echo(f"wrote {out}", err=True)
+
+
+@app.command()
+def check(
+    files: Files,
+    model: ModelOption = DEFAULT_MODEL,
+    any_model: AnyModel = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Say of each file whether it can be read and fits a model. Exits 1 where one does not."""
+    from trimtab.steer.formats import form_of, load_vector
+
+    lm = open_model(model, dtype, device, check=False)
+    found: list[dict[str, object]] = []
+    for file in files:
+        row: dict[str, object] = {"file": str(file), "fits": True, "problem": None}
+        try:
+            intervention = load_vector(file, lm, any_model=any_model)
+            row |= {"form": form_of(file) if file.is_file() else "trimtab", "edits": len(intervention.edits)}
+        except TrimtabError as error:
+            row |= {"fits": False, "problem": str(error)}
+        found.append(row)
+    if as_json:
+        print_json({"model": lm.name, "files": found})
+    else:
+        for row in found:
+            typer.echo(f"{row['file']}: {'fits' if row['fits'] else row['problem']}")
+    if not all(row["fits"] for row in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    files: Files,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="A folder that is not there yet.")],
+    model: ModelOption = DEFAULT_MODEL,
+    kind: Annotated[
+        str, typer.Option("--as", metavar="|".join(KINDS), help="What to write.", callback=_kind)
+    ] = "folder",
+    strength: Annotated[float, typer.Option(help="Multiplies every strength.")] = 1.0,
+    untie: Annotated[bool, typer.Option("--untie", help="Write an unembedding of its own.")] = False,
+    any_model: AnyModel = False,
+    base_model: Annotated[str, typer.Option(help="The hub id of the model, for the card.")] = "",
+    licence: Annotated[str, typer.Option(help="As the hub names them, such as apache-2.0.")] = "",
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Merge one file or more into the weights of a model: a Hugging Face folder, or a LoRA adapter.
+
+    What is written is loaded again and compared on logits before it counts as written. A README.md says what was done.
+    """
+    from trimtab.steer.formats import load_vector
+    from trimtab.steer.permanent import model_card, write_lora, write_model
+    from trimtab.values.edit import Intervention
+
+    if out.exists():
+        usage(f"{out} is there already: name a new folder")
+    if untie and kind == "lora":
+        usage("--untie is for a folder: an adapter leaves the unembedding as it is")
+    lm = open_model(model, dtype, device)
+    several = [load_vector(file, lm, any_model=any_model) for file in files]
+    if any_model and len({part.provenance.model_hash for part in several if part.provenance is not None}) > 1:
+        several = [part.with_(provenance=None) for part in several]
+    intervention = several[0] if len(several) == 1 else Intervention.of(several)
+    intervention = intervention if strength == 1 else strength * intervention
+    say(f"writing {out} …")
+    if kind == "lora":
+        done = write_lora(lm, intervention, out, base_model=base_model)
+    else:
+        done = write_model(lm, intervention, out, untie=untie)
+    card = model_card(intervention, written=done, base_model=base_model, licence=licence)
+    (out / "README.md").write_text(card, encoding="utf-8")
+    if as_json:
+        print_json(written(done))
+        return
+    typer.echo(str(done))
+
+
+def facts(intervention: Intervention, form: str) -> dict[str, object]:
+    """What a file holds, as plain values."""
+    import json
+
+    names = ("site", "operation", "positions", "strength", "norm", "width")
+    made = intervention.provenance
+    return {
+        "name": intervention.name,
+        "form": form,
+        "digest": intervention.digest,
+        "edits": [dict(zip(names, _row(edit), strict=True)) | {"text": str(edit)} for edit in intervention.edits],
+        "patches": [str(patch) for patch in intervention.patches],
+        "provenance": None if made is None else json.loads(made.to_json()),
+    }
+
+
+def written(done: Written) -> dict[str, object]:
+    """What was written, as plain values."""
+    from dataclasses import asdict
+
+    return {**asdict(done), "path": str(done.path)}
+
+
+def _row(edit: Edit) -> tuple[object, ...]:
+    import numpy as np
+
+    value = edit.value
+    array = value if isinstance(value, np.ndarray) else None
+    norm = None if array is None else float(np.linalg.norm(array.astype(np.float64)))
+    strength = list(edit.strength) if isinstance(edit.strength, tuple) else float(edit.strength)
+    return str(edit.site), edit.op, str(edit.where), strength, norm, None if array is None else array.shape[-1]

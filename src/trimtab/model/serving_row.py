@@ -1,0 +1,131 @@
+"""One request under way: its tokens, its edits, the text so far; and the next token of several of them.
+
+Rows that pick in the same way are warped together, so that one sort of the vocabulary serves them all; each draws from
+its own generator.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.errors import EditError, PromptError
+from trimtab.model.detokenise import Detokeniser, Stops
+from trimtab.model.prompts import Prompts
+from trimtab.model.protocols import Dictionary
+from trimtab.model.requests import Delta, Request, Ticket
+from trimtab.model.rows import RowEdits
+from trimtab.model.sampling import NOTHING_TO_DRAW, Sampling
+
+if TYPE_CHECKING:
+    from trimtab.model.lm import LM
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that was picked, with its log-probability and the likeliest ones where these were asked for."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Row:
+    """A request that was taken. `said` are its tokens so far, `most` how many they can become.
+
+    Raises `PromptError`, `EditError` and `SiteError` for what does not fit the model.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        request: Request,
+        ticket: Ticket,
+        ends: frozenset[int],
+        dictionaries: Mapping[str, Dictionary] | None,
+    ) -> None:
+        self.request, self.ticket, self.ends = request, ticket, ends
+        self.sampling = Sampling(request.temperature, request.top_k, request.top_p, request.repetition_penalty)
+        self.sampling.check()
+        vocab = lm.anatomy.vocab
+        if "" in request.stop or not 0 <= request.logprobs <= vocab:
+            raise PromptError(
+                f"stop texts must not be empty and logprobs be from 0 to {vocab}, got {request.stop} and "
+                f"{request.logprobs}"
+            )
+        named = [max(edit.where.tokens) for edit in request.intervention if edit.where.kind == "tokens"]
+        if (largest := max((*request.ids, *named))) >= vocab:
+            raise PromptError(f"the token id {largest} is not one of {lm.name}, which has 0 to {vocab - 1}")
+        try:
+            self.generator = torch.Generator().manual_seed(request.seed)
+        except (RuntimeError, OverflowError, ValueError, TypeError) as error:
+            raise PromptError(f"a seed is a whole number of 64 bits, got {request.seed!r}") from error
+        self.said = list(request.ids)
+        self.most = len(self.said) + request.max_new_tokens
+        # without a tokenizer the tokens are not decoded one by one, which nothing here looks at
+        self.prompts = Prompts.of([self.said], None, mask=[[1] * len(self.said)], device=lm.device)
+        self.edits = RowEdits(lm, request.intervention, self.prompts, self.said, dictionaries)
+        self.text, self.stops = Detokeniser(lm.tokenizer), Stops(request.stop)
+        self.ended = False
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing has been said yet."""
+        return len(self.said) == len(self.request.ids)
+
+    def take(self, token: Token) -> Delta:
+        """Go on with a token: what is to be told of it."""
+        self.said.append(token.id)
+        last = token.id in self.ends
+        full = len(self.said) == self.most
+        piece = self.text.take(token.id, last or full)
+        shown, stopped = self.stops.take(piece, last or full)
+        finish = "stop" if last or stopped else "length" if full else None
+        return Delta(token.id, shown, token.logprob, token.top, finish)
+
+
+def picked(rows: Sequence[Row], logits: Float[Tensor, "row vocab"]) -> list[Token | Exception]:
+    """The next token of each row, or what was wrong with its logits."""
+    best, likeliest = logits.max(-1)
+    ids, finite = torch.stack([likeliest, best.isfinite().long()]).tolist()
+    found: list[Token | Exception] = [Token(token) for token in ids]
+    alike: dict[Sampling, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        if not finite[number]:
+            found[number] = EditError("the model's logits are not finite: an edit is too strong for it")
+        elif not row.sampling.plain and not row.ended:
+            alike[row.sampling].append(number)
+    for sampling, numbers in alike.items():
+        said = _said([rows[number] for number in numbers], logits.device)
+        drawn = sampling.draw(said, logits[numbers], [rows[number].generator for number in numbers])
+        for number, token in zip(numbers, drawn.tolist(), strict=True):
+            found[number] = EditError(NOTHING_TO_DRAW) if token < 0 else Token(token)
+    _with_probabilities(rows, logits, found)
+    return found
+
+
+def _said(rows: Sequence[Row], device: torch.device) -> Tensor:
+    """(row pos) the tokens of each row, filled up with its last one, which it said anyway."""
+    if rows[0].sampling.repetition_penalty is None:
+        return torch.zeros(len(rows), 0, dtype=torch.long, device=device)
+    width = max(len(row.said) for row in rows)
+    return torch.tensor([row.said + row.said[-1:] * (width - len(row.said)) for row in rows], device=device)
+
+
+def _with_probabilities(rows: Sequence[Row], logits: Tensor, found: list[Token | Exception]) -> None:
+    asked = [n for n, row in enumerate(rows) if row.request.logprobs and isinstance(found[n], Token) and not row.ended]
+    if not asked:
+        return
+    known = torch.log_softmax(logits[asked].float(), -1)
+    values, ids = (part.tolist() for part in known.topk(max(rows[n].request.logprobs for n in asked)))
+    tokens = [token for n in asked if isinstance(token := found[n], Token)]
+    own = known.gather(1, torch.tensor([[token.id] for token in tokens], device=known.device))[:, 0].tolist()
+    for i, (n, token) in enumerate(zip(asked, tokens, strict=True)):
+        most = rows[n].request.logprobs
+        found[n] = Token(token.id, own[i], tuple(zip(ids[i][:most], values[i][:most], strict=True)))

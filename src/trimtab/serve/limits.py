@@ -1,0 +1,91 @@
+"""What a client may ask for at most, and how many may ask at once.
+
+It knows nothing of models: `tokens` is compared by whoever has counted them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from trimtab.serve.problems import Problem, busy, problem_of
+
+B = TypeVar("B", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes, counts and seconds."""
+
+    body: int = 1_000_000
+    """Bytes of a request."""
+    tokens: int | None = None
+    """Tokens of one answer with its prompt; None: as many as the model was made for."""
+    waiting: int = 64
+    """Answers that may wait for a free row. Beyond them a request is refused, to be sent again later."""
+    connections: int = 1000
+    """Open connections."""
+    body_seconds: float = 30.0
+    """For the body of a request to arrive; also for its head, after the beginning of a connection or an answer."""
+    stalled_seconds: float = 60.0
+    """For a client to take the next bytes of a stream, or 32 kB of what it has left unread."""
+
+
+class Gate:
+    """Counts the answers in hand. Used from one thread, that of the event loop."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.inside = room, 0
+
+    def enter(self, count: int) -> None:
+        """Take places for `count` answers; Problem 429 where there are not as many."""
+        if count > self.room:
+            raise Problem(
+                422,
+                f"{count} answers were asked for, and this server has room for {self.room} at once",
+                code="invalid_value",
+            )
+        if self.inside + count > self.room:
+            raise busy()
+        self.inside += count
+
+    def leave(self, count: int) -> None:
+        """Give places back."""
+        self.inside -= count
+
+
+async def read_body(request: Request, kind: type[B], limits: Limits) -> B:
+    """The body of a request as a `kind`. Problem for one that is too large, too slow, or not what it should be.
+
+    The parser limits depth, to 200 levels, and whole numbers, to 4,300 digits. A body that is declared too large is not
+    waited for.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        # a page of another site can send text/plain without asking, and JSON only where the server allows it
+        raise Problem(415, "send JSON, with the header Content-Type: application/json", code="invalid_content_type")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and len(declared) < 20 and int(declared) > limits.body:
+        raise _too_large(limits)
+    data = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > limits.body:
+                    raise _too_large(limits)
+    except TimeoutError:
+        raise Problem(
+            408, f"the body did not arrive within {limits.body_seconds:g} seconds", code="request_timeout"
+        ) from None
+    try:
+        return kind.model_validate_json(bytes(data))
+    except ValueError as error:
+        raise problem_of(error) from error
+
+
+def _too_large(limits: Limits) -> Problem:
+    return Problem(413, f"a request may have {limits.body:,} bytes at most", code="request_too_large")

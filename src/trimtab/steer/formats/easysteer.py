@@ -1,0 +1,283 @@
+"""EasySteer's JSON (Xu et al. 2025, arXiv 2509.25175): directions as payloads, and specs that apply them.
+
+Three kinds of file are read, each told by its keys:
+
+    payload         version, kind "direction", tensors {"layer.N": {shape, data}}: float32, little-endian, base64
+    steering spec   vectors [{data or source, algorithm "direct", scale, layers, apply}], conflict
+    configuration   steer_vector, or vector_configs: paths of GGUF files with scale, target_layers and trigger tokens
+
+`layer.N` is added at the output of block N, from 0: our `L{N}.resid_post`. What a spec asks for beyond adding a vector
+at positions that a scope can name (renormalising, other algorithms, exclusions) is refused, never left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from math import isfinite
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from trimtab.errors import FileError, PromptError
+from trimtab.steer.formats.directions import Directions, directions_of, intervention_of
+from trimtab.steer.formats.gguf_reader import read
+from trimtab.steer.formats.scopes import scope_of
+from trimtab.steer.formats.writing import contents, whole
+from trimtab.values.edit import Edit, Intervention
+from trimtab.values.scope import Scope
+
+VERSION = 1
+LIMIT = 1 << 26
+"""Bytes of a file; base64 of the vectors of the widest model takes a fifth of it."""
+PARTS = 1 << 17
+"""Commas and brackets of a file: a payload has a handful for each block, and a bomb is made of them."""
+_LAYER = re.compile(r"layer\.(0|[1-9][0-9]{0,3})", re.ASCII)
+
+
+def save_easysteer(intervention: Intervention, path: str | PathLike[str]) -> None:
+    """Write an intervention as EasySteer's JSON payload (kind "direction"), for `VectorSpec(data=...)`.
+
+    Raises EditError for anything but vectors added at `resid_post` at all positions.
+    """
+    tensors = {f"layer.{n}": vector.astype("<f4") for n, vector in directions_of(intervention).items()}
+    wire = {
+        "version": VERSION,
+        "kind": "direction",
+        "tensors": {
+            name: {"shape": list(vector.shape), "data": base64.b64encode(vector.tobytes()).decode()}
+            for name, vector in sorted(tensors.items())
+        },
+        "extra": {},
+        "sha256": _digest({name: (vector.shape, vector.tobytes()) for name, vector in tensors.items()}),
+    }
+    with whole(path) as partial:
+        partial.write_text(json.dumps(wire, indent=1) + "\n", encoding="utf-8")
+
+
+def load_easysteer(path: str | PathLike[str]) -> Intervention:
+    """Read a payload, a steering spec or a configuration of EasySteer as an intervention.
+
+    A GGUF file that a spec names is read where it lies in the folder of the spec, or below it. A payload by itself says
+    nothing of positions: it is added at all of them.
+
+    Raises FileError for a damaged file, and for what an intervention cannot say, with the reason.
+    """
+    path = Path(path)
+    try:
+        return _intervention(_parse(contents(path, LIMIT)), path)
+    except _Refused as error:
+        raise FileError(f"{path} cannot be read as EasySteer's JSON: {error}") from None
+
+
+class _Refused(Exception):
+    """Why a file is not read."""
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    if sum(map(data.count, (b",", b"[", b"{"))) > PARTS:
+        raise _Refused(f"it has more than {PARTS:,} parts, and a file of vectors has a few for each block")
+    try:
+        found = json.loads(data, object_pairs_hook=_once, parse_constant=_constant)
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+        raise _Refused(f"it is no JSON ({str(error)[:200]})") from None
+    if not isinstance(found, dict):
+        raise _Refused("it is no JSON object")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Refused(f'"{twice[:100]}" is there twice')
+    return found
+
+
+def _constant(word: str) -> float:
+    raise _Refused(f"it holds {word}, and every number must be finite")
+
+
+def _intervention(found: dict[str, Any], path: Path) -> Intervention:
+    if "tensors" in found and "kind" in found:
+        return intervention_of(_payload(found), name=path.stem)
+    if "vectors" in found:
+        return _spec(found, path)
+    if "steer_vector" in found or "vector_configs" in found:
+        return _spec(_modern(found), path)
+    raise _Refused(f'it has none of "tensors", "vectors" and "steer_vector": its keys are {sorted(found)[:8]}')
+
+
+# Payloads
+
+
+def _payload(wire: dict[str, Any]) -> Directions:
+    if wire.get("version") != VERSION:
+        raise _Refused(f"its version is {wire.get('version')!r:.40}, and {VERSION} can be read")
+    if wire["kind"] != "direction":
+        raise _Refused(
+            f'it is a payload of kind {wire["kind"]!r:.40}, and only a "direction" is a vector that is added'
+        )
+    tensors = wire["tensors"]
+    if not isinstance(tensors, dict) or not tensors:
+        raise _Refused("it holds no vectors")
+    if wire.get("extra"):
+        raise _Refused('"extra" says more than an added vector can mean')
+    raw = {name: _bytes(name, entry) for name, entry in tensors.items()}
+    stated = wire.get("sha256")
+    if stated is not None and stated != _digest(raw):
+        raise _Refused("it was altered after it was written: its contents no longer give its sha256")
+    directions = {_layer(name): np.frombuffer(data, "<f4").astype(np.float32) for name, (_, data) in raw.items()}
+    if wrong := [layer for layer, vector in directions.items() if not np.isfinite(vector).all()]:
+        raise _Refused(f"layer.{wrong[0]} holds NaN or infinity")
+    widths = {len(vector) for vector in directions.values()}
+    if len(widths) > 1:
+        raise _Refused(f"its vectors differ in width: {sorted(widths)}")
+    return directions
+
+
+def _layer(name: str) -> int:
+    match = _LAYER.fullmatch(name)
+    if match is None:
+        raise _Refused(f'it holds a tensor "{name[:60]}", and a direction only layer.0, layer.1, …')
+    return int(match[1])
+
+
+def _bytes(name: str, entry: object) -> tuple[tuple[int, ...], bytes]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("data"), str):
+        raise _Refused(f'"{name[:60]}" has no data')
+    shape = entry.get("shape")
+    if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1:
+        raise _Refused(f'"{name[:60]}" has the shape {shape!r:.60}, and a direction is one vector [d_model]')
+    try:
+        data = base64.b64decode(entry["data"], validate=True)
+    except (binascii.Error, ValueError):
+        raise _Refused(f'the data of "{name[:60]}" are no base64') from None
+    if len(data) != 4 * shape[0]:
+        raise _Refused(f'"{name[:60]}" declares {shape[0]:,} numbers, and its data hold {len(data):,} bytes of float32')
+    return (shape[0],), data
+
+
+def _digest(tensors: Mapping[str, tuple[tuple[int, ...], bytes]]) -> str:
+    """EasySteer's own identity of a payload of directions: kind and version, then name, shape and bytes of each."""
+    digest = hashlib.sha256(f"direction:{VERSION}".encode())
+    for name, (shape, data) in sorted(tensors.items()):
+        digest.update(name.encode() + str(tuple(shape)).encode() + data)
+    return digest.hexdigest()
+
+
+# Specs
+
+
+def _spec(spec: dict[str, Any], path: Path) -> Intervention:
+    vectors = spec["vectors"]
+    if not isinstance(vectors, list) or not vectors or not all(isinstance(vector, dict) for vector in vectors):
+        raise _Refused('"vectors" should be a list of at least one vector')
+    edits = [edit for vector in vectors for edit in _edits(vector, path.parent)]
+    sites = [edit.site for edit in edits]
+    if len(set(sites)) < len(sites) and spec.get("conflict", "priority") != "sequential":
+        raise _Refused(
+            'several vectors meet in one block, and its conflict is not "sequential": which of them counts depends on '
+            "the position, which edits cannot say"
+        )
+    name = vectors[0].get("name")
+    return Intervention(tuple(edits), name=name[:200] if isinstance(name, str) and name else path.stem)
+
+
+def _edits(vector: dict[str, Any], folder: Path) -> list[Edit]:
+    if (algorithm := vector.get("algorithm", "direct")) != "direct":
+        raise _Refused(f'it asks for the algorithm {algorithm!r:.60}, and only "direct" adds a vector')
+    for key, why in (("normalize", "restores the norm afterwards"), ("params", "are options of other algorithms")):
+        if vector.get(key):
+            raise _Refused(f'"{key}" {why}, which is not adding a vector')
+    scale = vector.get("scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not abs(scale) < 1e30 or not isfinite(scale):
+        raise _Refused(f"its scale is {scale!r:.60}, and should be a number")
+    try:
+        where = Scope.parse(scope_of(vector.get("apply")))
+    except PromptError as error:
+        raise _Refused(str(error)) from None
+    directions = _held(vector, folder)
+    wanted = vector.get("layers")
+    if wanted is not None:
+        if not isinstance(wanted, list) or not all(type(layer) is int and layer >= 0 for layer in wanted):
+            raise _Refused(f"its layers are {wanted!r:.60}, and should be numbers of blocks")
+        directions = {layer: vector for layer, vector in directions.items() if layer in set(wanted)}
+        if not directions:
+            raise _Refused(f"it asks for the blocks {wanted!r:.60}, and its file has none of them")
+    plain = intervention_of(directions)
+    return [edit.with_(where=where, strength=float(scale)) for edit in plain.edits]
+
+
+def _held(vector: dict[str, Any], folder: Path) -> Directions:
+    data, source = vector.get("data"), vector.get("source")
+    if isinstance(data, dict) and source is None:
+        if "tensors" not in data or "kind" not in data:
+            raise _Refused('"data" is no payload: it has no kind and tensors')
+        return _payload(data)
+    if data is not None or not isinstance(source, str) or not source:
+        raise _Refused('a vector has either "data" or the path of its "source"')
+    return read(contents(_beside(source, folder)), source[:200]).directions
+
+
+def _beside(source: str, folder: Path) -> Path:
+    """A file that a spec names, where it lies in the spec's folder: a spec of others must not reach anywhere else."""
+    parts = PurePosixPath(source.replace("\\", "/"))
+    advice = "put the GGUF file beside the spec, or read it by itself"
+    if parts.is_absolute() or ".." in parts.parts or ":" in source or "\0" in source:
+        raise _Refused(f'its source "{source[:200]}" lies outside its folder: {advice}')
+    found = folder / parts
+    if not found.resolve().is_relative_to(folder.resolve()):
+        raise _Refused(f'its source "{source[:200]}" leads outside its folder: {advice}')
+    if not found.is_file():
+        raise _Refused(f'its source "{source[:200]}" is not there: {advice}')
+    return found
+
+
+def _modern(found: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of the first version, in which numbers are text, as a spec."""
+    one, several = found.get("steer_vector"), found.get("vector_configs")
+    listed = [one] if several is None else several if isinstance(several, list) else [None]
+    configs = [config for config in listed if isinstance(config, dict)]
+    if len(configs) < len(listed):
+        raise _Refused('"steer_vector" should be a vector, and "vector_configs" a list of them')
+    if isinstance(model := found.get("model"), dict) and model.get("normalize_sv"):
+        raise _Refused('"normalize_sv" restores the norm afterwards, which is not adding a vector')
+    conflict = one.get("conflict_resolution", "priority") if isinstance(one, dict) else "priority"
+    name = one.get("name") if isinstance(one, dict) else None
+    return {"vectors": [_modern_vector(config, name) for config in configs], "conflict": conflict}
+
+
+def _modern_vector(config: dict[str, Any], name: object) -> dict[str, Any]:
+    known = {"source": config.get("path"), "name": name}
+    for key in ("algorithm", "normalize"):
+        if key in config:
+            known[key] = config[key]
+    try:
+        known["scale"] = float(config.get("scale", 1.0))
+        layers = config.get("target_layers")
+        known["layers"] = None if layers in (None, "") else _whole_numbers(layers)
+        triggers = {
+            key: _whole_numbers(config[f"{key}"])
+            for key in config
+            if re.fullmatch(r"(prefill|generate)_(trigger|exclude)_(tokens|positions)", key) and config[key]
+        }
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _Refused(f"a vector's scale, layers or triggers are no numbers ({str(error)[:100]})") from None
+    known["apply"] = {"triggers": triggers}
+    return known
+
+
+def _whole_numbers(value: object) -> list[int]:
+    """Whole numbers out of "23,22" or out of a list."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        raise TypeError(f"{value!r:.60}")
+    return [int(part) for part in parts]

@@ -1,0 +1,146 @@
+"""Which steering methods there are, and which of them a study can use: told from the functions themselves.
+
+A method is a public function of `trimtab.steer` of one of two shapes, or one of another package under the entry point
+group "trimtab.steer":
+
+    [project.entry-points."trimtab.steer"]
+    my_method = "my_package.my_module:my_method"
+
+A *vector method* `(lm, task, sites, *, …) -> Intervention` is made from a task at some sites; a *scaling*
+`(sites, factor?, *, …) -> Intervention` does the same to sites whatever the task, and needs no model. Their options are
+read by `tasks.signatures`. What a method computes is not known here; one that is marked `scope_free` is made once for
+several scopes (`at_scopes`), others again for each.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from trimtab.tasks.offers import named, with_offers
+from trimtab.tasks.signatures import Method, Option, about, described, hints, options, parts, required
+from trimtab.values.edit import Intervention
+from trimtab.values.scope import Scope
+
+if TYPE_CHECKING:
+    from trimtab.model.lm import LM
+    from trimtab.tasks.task import Task
+    from trimtab.values.site import Site
+
+__all__ = [
+    "GROUP",
+    "Method",
+    "Option",
+    "about",
+    "at_scopes",
+    "described",
+    "is_method",
+    "is_scaling",
+    "is_vector_method",
+    "method",
+    "methods",
+    "options",
+    "scope_free",
+    "takes_factor",
+    "unfit",
+]
+
+GROUP = "trimtab.steer"
+"""The entry point group under which other packages offer methods."""
+SHAPE = "function (lm, task, sites, …) or (sites, …) that gives an Intervention"
+OWN = "its own"
+"""The scope of a method that takes none."""
+F = TypeVar("F", bound=Callable[..., Intervention])
+
+
+def methods() -> dict[str, Method]:
+    """Every steering method by its name: those here, then those of other packages whose name is not taken."""
+    from trimtab import steer
+
+    own = {name: getattr(steer, name) for name in steer.__all__}
+    found = {name: function for name, function in own.items() if is_method(function)}
+    return with_offers(found, GROUP, is_method, SHAPE)
+
+
+def method(name: str) -> Method:
+    """A steering method by its name, dashes as good as underscores. TrimtabError with the nearest name for another."""
+    return named(methods(), name, "steering")
+
+
+def is_method(function: object) -> bool:
+    """Whether something is a function of one of the two shapes."""
+    return is_vector_method(function) or is_scaling(function)
+
+
+def is_vector_method(function: object) -> bool:
+    """Whether something is a function of `lm`, `task` and `sites` that gives an Intervention.
+
+    >>> from trimtab import steer
+    >>> is_vector_method(steer.difference_of_means), is_vector_method(steer.scale)
+    (True, False)
+    """
+    return _first(function, 3) == ["lm", "task", "sites"] and _intervenes(function)
+
+
+def is_scaling(function: object) -> bool:
+    """Whether something is a function of `sites` alone that gives an Intervention."""
+    return _first(function, 1) == ["sites"] and _intervenes(function)
+
+
+def takes_factor(function: Method) -> bool:
+    """Whether a method's coefficients are factors (of `scale`) and not strengths."""
+    return "factor" in inspect.signature(function).parameters
+
+
+def unfit(function: Method) -> str | None:
+    """Why a study cannot use a method by itself, in words that follow its name; None where it can."""
+    if not is_method(function):
+        return f"is no {SHAPE}"
+    if needed := required(function, "lm", "task", "sites", "factor"):
+        return f"has to be told {' and '.join(needed)}, which is different for every task"
+    return None
+
+
+def scope_free(function: F) -> F:
+    """Marks a vector method whose `where` is the scope of every edit and of no other consequence: nothing is read,
+    trained or laid out there."""
+    vars(function)["scope_free"] = True
+    return function
+
+
+def at_scopes(
+    function: Method, lm: LM, task: Task, sites: Iterable[Site | str], scopes: Iterable[str | Scope]
+) -> dict[str, Intervention]:
+    """What a vector method makes for each scope, at strength 1.
+
+    It is called once where it is marked `scope_free`, and again for each scope where it is not; a method without
+    `where` acts where it says itself, whatever the scope.
+    """
+    wanted, listed = list(dict.fromkeys(map(str, scopes))), [str(site) for site in sites]
+    if "where" not in inspect.signature(function).parameters:
+        return {OWN: function(lm, task, listed)} if wanted else {}
+    marked = function.func if isinstance(function, partial) else function
+    if not getattr(marked, "scope_free", False):
+        return {scope: function(lm, task, listed, where=scope) for scope in wanted}
+    made = function(lm, task, listed, where=wanted[0]) if wanted else Intervention()
+    return {scope: _at(made, scope) for scope in wanted}
+
+
+def _at(made: Intervention, scope: str) -> Intervention:
+    """What a scope-free method makes at another scope, which its provenance says as well."""
+    edits, known = tuple(edit.with_(where=Scope.parse(scope)) for edit in made.edits), made.provenance
+    if known is not None and "where" in known.options:
+        known = known.with_(options={**known.options, "where": scope})
+    return made.with_(edits=edits, provenance=known)
+
+
+def _first(function: object, n: int) -> list[str]:
+    return list(inspect.signature(function).parameters)[:n] if inspect.isroutine(function) else []
+
+
+def _intervenes(function: object) -> bool:
+    """Whether a function says that it gives an Intervention, or says nothing."""
+    made = hints(function).get("return") if callable(function) else None
+    return made is None or Intervention in parts(made)

@@ -1,0 +1,62 @@
+"""What batches may take: as a call, a block or the environment says, and no result depends on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import trimtab
+from tests.locate.tinytasks import twins
+from tests.model.tinies import lm_of
+from trimtab import locate
+from trimtab.errors import TrimtabError
+from trimtab.model.memory import VARIABLE, budget, bytes_of, limit, memory_limit
+from trimtab.tasks.means import batches
+
+
+def test_a_limit_holds_for_a_block_and_inner_ones_go_first(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert limit() is None
+    with memory_limit("2 GB"):
+        assert limit() == 2e9
+        with trimtab.memory_limit(1000):
+            assert limit() == 1000
+        assert limit() == 2e9
+    assert limit() is None
+
+
+def test_the_environment_limits_a_process_and_a_block_goes_before_it(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "3MiB")
+    assert limit() == 3 * 2**20
+    with memory_limit(5):
+        assert limit() == 5
+
+
+def test_what_a_call_says_goes_first():
+    with memory_limit(1000):
+        assert budget(None, 7) == 7
+        assert budget(None, None) == 1000
+
+
+@pytest.mark.parametrize("size", [0, -1, "two", "5 parsecs", "", float("nan"), float("inf"), "1.2.3"])
+def test_what_is_no_amount_of_memory_is_refused(size):
+    with pytest.raises(TrimtabError, match="amount of memory"):
+        bytes_of(size, "memory_limit")
+
+
+def test_batches_shrink_to_one_row_and_hold_every_row():
+    prompts = lm_of("llama").prompts([[1, 2, 3], [4, 5], [6, 7, 8, 9], [1]])
+    with memory_limit(8 * 4 * 10):
+        small = list(batches(prompts, 10, 16))
+    assert len(small) > len(list(batches(prompts, 10, 16))) == 1
+    assert sorted(row for rows in small for row in rows) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("method", ["patching", "attribution_patching", "ablation", "magnitude_contrast"])
+def test_scores_do_not_depend_on_it(method):
+    lm, task = lm_of("llama"), twins()
+    function = getattr(locate, method)
+    free = function(lm, task, "L*.head")
+    with memory_limit(20_000):
+        tight = function(lm, task, "L*.head")
+    np.testing.assert_allclose(tight.array, free.array, rtol=1e-5, atol=1e-4)

@@ -1,0 +1,165 @@
+"""What is handed to the engine, and that it is taken back where nobody waits for it any more."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from tests.serve.running import service, until
+from tests.tiny import words
+from trimtab.errors import ModelError
+from trimtab.model.serving import Delta, Ticket
+from trimtab.serve.completing import Answers, check_length, prompts_of, requests_of, token_logprobs
+from trimtab.serve.problems import Problem
+from trimtab.serve.replies import Frame, Text
+from trimtab.serve.schema import ChatBody, TextBody
+from trimtab.values.edit import Intervention
+
+WRITER = Text(Frame("id", 0, "tiny", "trimtab"))
+
+
+def text_body(**options):
+    return TextBody(**{"prompt": words(5, 6, 7)} | options)
+
+
+class SlowBatcher:
+    """Takes requests only when it is told to, and writes nothing."""
+
+    max_rows, max_tokens, dictionaries = 2, 64, None
+    stats = SimpleNamespace(active=0, waiting=0, finished=0, cancelled=0, prompt_tokens=0, generated_tokens=0, steps=0)
+
+    def __init__(self):
+        self.go, self.tickets = threading.Event(), []
+
+    def submit(self, request):
+        assert self.go.wait(10)
+        self.tickets.append(Ticket(len(self.tickets), len(request.ids), lambda: False))
+        return self.tickets[-1]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_request_that_is_given_up_while_it_is_handed_over_is_taken_back(lm, answered):
+    batcher = SlowBatcher()
+    made = service(lm, {}, batcher=batcher)
+
+    async def ask():
+        answers = Answers(made, text_body(n=2), WRITER)
+        task = asyncio.create_task(answers.begin(Intervention()))
+        await asyncio.sleep(0.05)
+        assert made.gate.inside == 2
+        if answered:
+            batcher.go.set()
+            await task
+        else:
+            task.cancel()
+        answers.close()
+        answers.close()
+        batcher.go.set()
+        assert made.gate.inside == 0
+
+    asyncio.run(ask())
+    until(lambda: len(batcher.tickets) == 2 and all(ticket.cancelled for ticket in batcher.tickets))
+
+
+def test_an_answer_that_is_written_makes_room_whoever_reads_it(lm):
+    """Nobody takes a word of it from its queue."""
+    made = service(lm)
+
+    async def ask():
+        answers = Answers(made, text_body(n=2, max_tokens=3), WRITER)
+        await answers.begin(Intervention())
+        async with asyncio.timeout(10):
+            while made.gate.inside:
+                await asyncio.sleep(0.01)
+        assert answers.places == 0
+        answers.close()
+        assert made.gate.inside == 0
+        assert len((await answers.whole()).choices) == 2
+
+    made.start()
+    try:
+        asyncio.run(ask())
+    finally:
+        made.close()
+
+
+def test_a_request_that_is_handed_over_while_the_server_ends_is_told_so(lm):
+    made = service(lm)
+    made.batcher.close(0)  # as the shutdown does after `closing` was looked at
+
+    async def ask():
+        answers = Answers(made, text_body(), WRITER)
+        try:
+            await answers.begin(Intervention())
+        finally:
+            answers.close()
+
+    with pytest.raises(ModelError, match="closed"):
+        asyncio.run(ask())
+    made.closing = True
+    with pytest.raises(Problem, match="shutting down") as found:
+        asyncio.run(ask())
+    made.close()  # and its worker
+    with pytest.raises(Problem, match="shutting down"):
+        asyncio.run(ask())
+    assert (found.value.status, made.gate.inside) == (503, 0)
+
+
+def test_a_prompt_that_cannot_fit_is_not_tokenised(lm, monkeypatch):
+    made = service(lm)
+    assert made.longest == max(map(len, lm.tokenizer.get_vocab()))
+    monkeypatch.setattr("trimtab.serve.completing.prompts_of", None)
+    text = "x" * (64 * made.longest + 1)
+    for body in (
+        text_body(prompt=text), text_body(prompt=["w5", text]), text_body(prompt=[[5] * 65]),
+        ChatBody(messages=[{"role": "user", "content": text[:-1]}, {"role": "user", "content": "x"}]),
+    ):  # fmt: skip
+        with pytest.raises(Problem, match=r"more than 64 tokens.* 64 at most") as found:
+            Answers._hand_over(SimpleNamespace(service=made, body=body), Intervention())
+        assert (found.value.status, found.value.code) == (400, "context_length_exceeded")
+    check_length(text_body(prompt=text[:-1]), 64, made.longest)
+
+
+def test_a_prompt_is_read_once_for_all_its_answers(lm):
+    body = text_body(n=3, max_tokens=5, seed=2**63 - 2, stop="a", logprobs=0)
+    prompts = prompts_of(lm, body)
+    assert prompts == [(5, 6, 7)]
+    made = requests_of(prompts, body, Intervention(), 64)
+    assert [request.seed for request in made] == [2**63 - 2, 2**63 - 1, 0]
+    assert {(request.ids, request.max_new_tokens, request.stop, request.logprobs) for request in made} == {
+        ((5, 6, 7), 5, ("a",), 1)
+    }
+    assert made[0].temperature == 1.0
+    other = requests_of(prompts, text_body(), Intervention(), 64)[0].seed
+    assert other != requests_of(prompts, text_body(), Intervention(), 64)[0].seed
+
+
+@pytest.mark.parametrize(("most", "window", "fits"), [(5, 8, True), (6, 8, False), (None, 8, True), (None, 3, False)])
+def test_a_prompt_and_its_answer_fit_the_window(lm, most, window, fits):
+    body = ChatBody(messages=[{"role": "user", "content": words(5)}], max_tokens=most)
+    if fits:
+        assert requests_of([(5, 6, 7)], body, Intervention(), window)[0].max_new_tokens == 5
+    else:
+        with pytest.raises(Problem, match=f"{window} at most") as found:
+            requests_of([(5, 6, 7)], body, Intervention(), window)
+        assert (found.value.status, found.value.param) == (400, "messages")
+
+
+def test_a_token_that_is_part_of_a_character_has_no_bytes():
+    class Halves:
+        def decode(self, ids, **_):
+            return {1: "\ufffd", 2: " caf\u00e9"}[ids[0]]
+
+        def convert_ids_to_tokens(self, token):
+            return "x"
+
+    (entry,) = token_logprobs(Halves(), Delta(1, "", -0.5, ((2, -0.25), (1, -float("inf")))), 2)
+    assert (entry.token, entry.bytes, entry.logprob) == ("\ufffd", None, -0.5)
+    assert [(top.token, top.bytes, top.logprob) for top in entry.top_logprobs] == [
+        (" caf\u00e9", list(" caf\u00e9".encode()), -0.25),
+        ("\ufffd", None, -9999.0),
+    ]
+    assert token_logprobs(Halves(), Delta(None, finish="cancelled"), 2) == []

@@ -1,0 +1,256 @@
+"""Bodies that are too large, too deep, too slow or no JSON, and more requests than there is room for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+from uvicorn.server import ServerState
+
+from tests.serve.running import AUTH, KEY, hooks, served, service, slowly, until
+from tests.tiny import words
+from trimtab.serve.limits import Gate, Limits
+from trimtab.serve.problems import Problem, problem_of
+from trimtab.serve.run import LEAST, Server
+from trimtab.serve.schema import TextBody
+
+GOOD = {"model": "tiny", "prompt": words(5, 6, 7), "max_tokens": 2, "temperature": 0}
+JSON = {"Content-Type": "application/json"} | AUTH
+PATH = "/v1/completions"
+
+
+def sent(server, content, headers=JSON):
+    return httpx.post(f"{server.url}{PATH}", content=content, headers=headers, timeout=60, trust_env=False)
+
+
+def good(server):
+    return server.post(PATH, GOOD).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def small(lm):
+    """A server with room for little: bodies of 20 kB that arrive within a second, one row and two in waiting."""
+    limits = Limits(body=20_000, tokens=32, waiting=2, body_seconds=1)
+    with served(service(lm, limits=limits, max_rows=1)) as running:
+        yield running
+
+
+def test_a_body_of_100_mb_is_refused_and_not_kept(server):
+    block = b" " * 1_000_000
+
+    def blocks():
+        for _ in range(100):
+            yield block
+
+    for headers in (JSON | {"Content-Length": "100000000"}, JSON):  # declared, and in chunks of unknown number
+        found = sent(server, blocks(), headers)
+        assert (found.status_code, found.json()["error"]["code"]) == (413, "request_too_large")
+        assert "1,000,000 bytes at most" in found.json()["error"]["message"]
+    assert good(server)
+
+
+def test_a_client_that_asks_first_never_sends_the_large_body(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        lines = [f"POST {PATH} HTTP/1.1", "Host: here", "Content-Type: application/json", "Content-Length: 100000000"]
+        lines += ["Expect: 100-continue", f"Authorization: Bearer {KEY}", "", ""]
+        connection.sendall("\r\n".join(lines).encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    ("content", "words_"),
+    [
+        (b"", "cannot be read as JSON"),
+        (b"{", "cannot be read as JSON"),
+        (b"\x00\xff", "cannot be read as JSON"),
+        (b"[" * 100_000, "recursion limit"),
+        (b'{"prompt":' * 50_000, "recursion limit"),
+        (b'{"prompt": "w5", "seed": ' + b"9" * 100_000 + b"}", "JSON"),
+        (b'{"prompt": "\\ud800"}', "JSON"),
+    ],
+)
+def test_what_is_no_json_is_a_400(server, content, words_):
+    found = sent(server, content)
+    assert (found.status_code, found.json()["error"]["code"]) == (400, "invalid_json"), found.text
+    assert words_ in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"1", b'"text"', b"{}", b'{"prompt": null}'])
+def test_json_of_another_shape_is_a_422(server, content):
+    found = sent(server, content)
+    assert (found.status_code, found.json()["error"]["code"]) == (422, "invalid_value"), found.text
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("place", ['"temperature": %s', '"steering": [{"vector": "joy", "coefficient": %s}]'])
+def test_numbers_that_are_none_are_a_422(server, number, place):
+    content = '{"prompt": "w5", %s}' % (place % number)
+    found = sent(server, content.encode())
+    assert (found.status_code, found.json()["error"]["code"]) == (422, "invalid_value"), found.text
+    assert "finite" in found.json()["error"]["message"]
+
+
+def test_a_coefficient_that_overflows_with_its_strength_is_a_422_or_harmless(server):
+    for coefficient in (1e308, -1e308):
+        part = {"vector": "joy", "coefficient": coefficient}
+        found = server.post(PATH, GOOD | {"steering": [part, part]})
+        assert found.status_code in (200, 400, 422), found.text
+    assert good(server)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"prompt": [' + b"[]," * 300_000 + b"[]]}",
+        b'{"prompt": [' + b"1.5," * 240_000 + b"1]}",
+        b'{"stop": [' + b'"",' * 300_000 + b'""]}',
+        b'{"steering": [' + b"{}," * 300_000 + b"{}]}",
+        b'{"x": {' + b'"a":1,' * 150_000 + b'"a":1}}',
+        b'{"prompt": "w5", "a": 1' + b"".join(b',"k%d":1' % i for i in range(80_000)) + b"}",
+    ],
+)
+def test_as_many_values_as_a_body_can_hold_are_one_problem(content):
+    with pytest.raises(ValueError, match="error") as found:
+        TextBody.model_validate_json(content)
+    assert found.value.error_count() <= 3  # not one for each of them
+    assert problem_of(found.value).status == 422
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "application/json+x"])
+def test_only_json_is_taken(server, kind):
+    found = sent(server, json.dumps(GOOD).encode(), AUTH | {"Content-Type": kind})
+    assert (found.status_code, found.json()["error"]["code"]) == (415, "invalid_content_type")
+
+
+def test_a_body_that_does_not_come_is_given_up(small):
+    host, port = small.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        lines = [f"POST {PATH} HTTP/1.1", "Host: here", "Content-Type: application/json", "Content-Length: 100"]
+        connection.sendall("\r\n".join([*lines, f"Authorization: Bearer {KEY}", "", '{"pro']).encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_a_connection_that_says_nothing_is_closed(small):
+    host, port = small.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"GET /heal")
+        assert connection.recv(100) == b""
+
+
+@pytest.mark.parametrize("begun", [b"G", b"GET /health HTTP/1.1\r\nHost: here\r\n"])
+def test_neither_does_a_head_that_is_not_finished_hold_a_connection_after_an_answer(small, begun):
+    host, port = small.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        for _ in range(3):  # answers in good time begin it anew
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"}"):  # head and body come one by one
+                answer += connection.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 200")
+            time.sleep(0.5)
+        start = time.monotonic()
+        connection.sendall(begun)
+        assert connection.recv(100) == b""
+        assert time.monotonic() - start < 3
+
+
+def test_a_long_answer_is_not_cut_off_by_the_time_for_a_head(lm, small):
+    with slowly(lm, 0.06), httpx.Client(base_url=small.url, headers=AUTH, trust_env=False) as client:
+        for _ in range(2):
+            found = client.post(PATH, json=GOOD | {"max_tokens": 25, "model": "tiny+late:9"})
+            assert found.status_code == 200
+            assert found.elapsed.total_seconds() > 1 or found.json()["usage"]["completion_tokens"] < 20
+
+
+class Unread:
+    """A transport whose client takes `rate` bytes between two looks."""
+
+    def __init__(self, rate):
+        self.rate, self.size, self.aborted = rate, 1_000_000, False
+
+    def get_write_buffer_size(self):
+        self.size = max(0, self.size - self.rate)
+        return self.size
+
+    def get_extra_info(self, _):
+        return None
+
+    def is_closing(self):
+        return self.aborted
+
+    def close(self):
+        pass
+
+    def abort(self):
+        self.aborted = True
+
+
+@pytest.mark.parametrize(("rate", "cut"), [(0, True), (LEAST - 1, True), (LEAST, False)])
+def test_a_client_that_takes_too_little_is_cut_off(lm, rate, cut):
+    made = service(lm, limits=Limits(stalled_seconds=0.02))
+    config = Server(made).config
+    config.load()
+
+    async def read():
+        protocol = config.http_protocol_class(config, ServerState(), {})
+        transport = Unread(rate)
+        protocol.connection_made(transport)
+        protocol.pause_writing()
+        await asyncio.sleep(0.15)
+        assert transport.aborted is cut
+        protocol.resume_writing()
+        transport.rate, transport.aborted = 0, False
+        await asyncio.sleep(0.1)
+        assert not transport.aborted
+        protocol.connection_lost(None)
+
+    asyncio.run(read())
+
+
+def test_the_limit_of_tokens_is_told(small):
+    found = small.post(PATH, GOOD | {"max_tokens": 30})
+    assert (found.status_code, found.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert "the prompt has 3 tokens and 30 for its answer were asked for: together they may be 32 at most" in found.text
+    assert small.post(PATH, GOOD | {"max_tokens": 29}).status_code == 200
+
+
+def test_more_than_there_is_room_for_is_a_429_and_the_rest_is_answered(lm, small):
+    with slowly(lm, 0.02), ThreadPoolExecutor(12) as threads:
+        found = list(threads.map(lambda _: small.post(PATH, GOOD | {"max_tokens": 10}), range(12)))
+    statuses = sorted(one.status_code for one in found)
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 3
+    refused = next(one for one in found if one.status_code == 429)
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["code"] == "server_busy"
+    assert len({one.json()["choices"][0]["text"] for one in found if one.status_code == 200}) == 1
+    until(lambda: small.idle)
+    assert hooks(lm) == 0
+    more = small.post(PATH, GOOD | {"n": 4})
+    assert (more.status_code, "room for 3 at once" in more.text) == (422, True)
+
+
+def test_the_client_comes_again_after_a_429(lm, small):
+    with slowly(lm, 0.02), openai.OpenAI(base_url=f"{small.url}/v1", api_key=KEY, max_retries=8) as client:
+        ask = lambda _: client.completions.create(**GOOD).choices[0].text  # noqa: E731
+        with ThreadPoolExecutor(6) as threads:
+            assert len(set(threads.map(ask, range(6)))) == 1
+
+
+def test_gate():
+    gate = Gate(3)
+    gate.enter(2)
+    with pytest.raises(Problem, match="busy"):
+        gate.enter(2)
+    gate.enter(1)
+    gate.leave(3)
+    assert gate.inside == 0
+    with pytest.raises(Problem, match="room for 3"):
+        gate.enter(4)

@@ -1,0 +1,56 @@
+"""What Prometheus reads: the names, and that they count what happened."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.serve.running import served, service
+from tests.tiny import words
+
+BODY = {"prompt": words(5, 6, 7), "max_tokens": 4, "temperature": 2, "seed": 3, "n": 2}
+
+
+def counted(running):
+    found = running.get("/metrics")
+    assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(found.text)
+        for sample in family.samples
+    }
+
+
+def test_counts(lm):
+    with served(service(lm)) as running:
+        before = counted(running)
+        assert before["trimtab_generated_tokens_total",] == before["trimtab_active",] == before["trimtab_waiting",] == 0
+        written = 0
+        for body in (BODY, BODY | {"model": "tiny+joy"}, BODY | {"steering": [{"vector": "joy"}, {"vector": "late"}]}):
+            written += running.post("/v1/completions", body).json()["usage"]["completion_tokens"]
+        assert running.post("/v1/completions", BODY | {"model": "other"}).status_code == 404
+        assert running.get("/v1/steering/vectors/nobody").status_code == 404
+        for path in ("/nowhere", "/nowhere/else"):
+            assert running.get(path).status_code == 404
+        found = counted(running)
+        assert found["trimtab_requests_total", "/v1/completions", "200"] == 3
+        assert found["trimtab_requests_total", "/v1/completions", "404"] == 1
+        assert found["trimtab_requests_total", "/v1/steering/vectors/{name}", "404"] == 1
+        assert found["trimtab_requests_total", "404", "other"] == 2
+        assert found["trimtab_generated_tokens_total",] == written
+        assert found["trimtab_prompt_tokens_total",] == 6 * 3
+        assert found["trimtab_finished_total",] == found["trimtab_first_token_seconds_count",] == 6
+        assert found["trimtab_steered_answers_total", "joy"] == 2
+        assert found["trimtab_steered_answers_total", "late"] == 1
+        assert ("trimtab_steered_answers_total", "anger") not in found
+        assert found["trimtab_active",] == found["trimtab_waiting",] == 0
+
+
+def test_a_failure_of_ours_is_counted(lm, monkeypatch):
+    def broken(*_):
+        raise RuntimeError
+
+    with served(service(lm)) as running:
+        monkeypatch.setattr("trimtab.serve.app.steered", broken)
+        assert running.post("/v1/completions", BODY).status_code == 500
+        monkeypatch.undo()
+        assert counted(running)["trimtab_requests_total", "/v1/completions", "500"] == 1
