@@ -144,7 +144,9 @@ class TestRefused:
     @pytest.mark.parametrize(
         "name", ["honest", "a/b/c", "../v", "me/..", "/etc/v", "me/v w", "", "http://x/y", "me/a--b"]
     )
-    def test_names_that_no_repository_has(self, name, hub, at):
+    def test_names_that_no_repository_has(self, name, hub, at, tmp_path, monkeypatch):
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")  # where no folder has such a name: that would be read as one
         with pytest.raises(FileError, match="repository"):
             push_to_hub(added(1), name, **at)
         with pytest.raises(FileError, match="repository"):
