@@ -44,20 +44,16 @@ class TestInduction:
 
 
 class TestFacts:
-    def test_restored_states_count_early_at_the_subject_and_late_at_the_end(self, bundled):
-        facts = task(bundled, "capitals", 8)
-        streams = locate.causal_tracing(bundled, facts, "L*.resid_post", samples=4)
+    def test_tracing_peaks_early_at_the_subject_and_late_at_the_end(self, bundled):
+        facts, layers = task(bundled, "capitals", 8), bundled.anatomy.n_layers
+        maps = locate.tracing_maps(bundled, facts, ("L*.resid_post", "L*.mlp_out"), samples=4)
 
-        def peak(span):
-            return int(streams.sel(span=span).mean().argmax())
+        def along(name, span):
+            means = maps[name].sel(span=span)
+            return means.mean().reshape(-1)
 
-        layers = bundled.anatomy.n_layers
-        assert peak("subject") < layers / 3
-        assert peak("end") > 2 * layers / 3
-
-    def test_windows_of_mlps_count_at_the_subject_in_the_first_third(self, bundled):
-        facts = task(bundled, "capitals", 8)
-        windows = locate.tracing_maps(bundled, facts, ("L*.mlp_out",), samples=4)["L*.mlp_out"]
-        subject, end = (windows.sel(span=span).mean() for span in ("subject", "end"))
-        assert int(subject.argmax()) < bundled.anatomy.n_layers / 3
-        assert float(subject.max()) > float(end.max())
+        (subject,) = {span for span in maps["L*.resid_post"].coords["span"] if str(span) in ("subject", "subject_last")}
+        assert along("L*.resid_post", subject).argmax() < layers / 3
+        assert along("L*.resid_post", "end").argmax() > 2 * layers / 3
+        assert along("L*.mlp_out", subject).argmax() < layers / 3
+        assert along("L*.mlp_out", subject).max() > along("L*.mlp_out", "end").max()
