@@ -159,7 +159,8 @@ def whole_studies(context: Context, made: Made, draws: int, seed: int) -> Draws:
 
     def tried(signs: np.ndarray, sites: list[Site]) -> Iterable[Intervention]:
         if made.scales:
-            return [scaled(made.make, sites, factor) for factor in coefficients(context, made.make, None, 1.0)]
+            factors = coefficients(context, made.make, None, 1.0)
+            return [scaled(made.make, sites, factor, scope) for scope in settings.scopes for factor in factors]
         found = vectors(context, made.make, swapped(train, signs), sites).values()
         # twice an added vector does more; twice the way to a set value need not
         return [one * c for one in found for c in ((strongest,) if adds(one) else settings.coefficients)]
@@ -201,7 +202,7 @@ def other_units(context: Context, made: Made, draws: int, seed: int) -> Draws:
     rng = np.random.default_rng(seed)
     bare = [site.with_(at=None) for site in made.sites]
     drawn = [
-        scaled(made.make, _random_units(context, bare, rng), made.coefficient).with_(name="random units")
+        scaled(made.make, _random_units(context, bare, rng), made.coefficient, made.scope).with_(name="random units")
         for _ in range(draws)
     ]
     return Draws("random sites", "random units of the same layers, as many, at the same KL", drawn, True)

@@ -74,7 +74,8 @@ def plan(study: Study) -> StudyPlan:
     )
     wide, units = (sum((o in WIDE) == is_wide for o in settings.objects) for is_wide in (True, False))
     places = min(wide * settings.sites, settings.sites * 2) + units
-    points = places * len(settings.scopes) * len(settings.coefficients) + units * len(settings.factors)
+    points = places * len(settings.scopes) * len(settings.coefficients)
+    points += units * len(settings.scopes) * len(settings.factors)
     neutral_tokens = settings.search_passages * settings.search_tokens
     point = asked["validation"] + neutral_tokens
     points = min(points, settings.budget // 2 // point)
@@ -96,7 +97,7 @@ def plan(study: Study) -> StudyPlan:
             "evaluate": 2 * settings.test_passages * settings.test_tokens
             + 2 * settings.capability * 10
             + 3 * settings.draws * (2 * matched + asked["test"] + 2 * asked["validation"])
-            + settings.draws * _tried(settings) * (2 * asked["validation"] + PASSAGES * TOKENS)
+            + settings.draws * _tried(settings) * (2 * asked["validation"] + 2 * PASSAGES * TOKENS)
             + settings.draws * asked["test"]
             + 2 * len(contrasts) * settings.others * asked["test"] // max(len(parts.test), 1)
             + 2 * settings.samples * settings.new_tokens,

@@ -77,9 +77,12 @@ def _of_method(context: Context, name: str, sites: Sequence[Site], sign: float) 
     make = steerer(name)
     if is_scaling(make):
         units = [site.with_(at=None) for site in sites]
-        scaled(make, units, context.settings.factors[0])  # a place that it cannot do is left out now
-        tried = coefficients(context, make, None, sign)
-        return [Proposal(name, listed(units), "all", tried, lambda c: scaled(make, units, c))]
+        scopes, tried = context.settings.scopes, coefficients(context, make, None, sign)
+        scaled(make, units, tried[0], scopes[0])  # a place that it cannot do is left out now
+        return [
+            Proposal(name, listed(units), scope, tried, lambda c, s=scope: scaled(make, units, c, s))
+            for scope in scopes
+        ]
     label = listed(sites)  # with the positions that the vector is read at; the scope is where it is added
     made = vectors(context, make, context.parts.train, sites)
     return [

@@ -62,7 +62,7 @@ class Settings(BaseModel):
     """The functions of `steer` that are searched at the validated sites: any vector method or scaling (`trimtab steer
     --help` lists them)."""
     scopes: tuple[str, ...] = Field(("all", "-1:"), min_length=1)
-    """Where vectors are added: everywhere, or from the last token of the prompt on."""
+    """Where an intervention acts: everywhere, or from the last token of the prompt on."""
     coefficients: tuple[float, ...] = Field((0.5, 1.0, 1.5, 2.0, 3.0), min_length=1)
     """Of vectors, in units of the raw mean difference."""
     factors: tuple[float, ...] = Field((0.0, 0.5, 2.0, 3.0), min_length=1)

@@ -17,7 +17,7 @@ in every draw, and the choice of its sign would find it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -68,11 +68,9 @@ def shuffled_studies(
     flat = [proposal for part in proposed for proposal in part]
     if not flat:
         return []
-    length = min(settings.search_tokens, TOKENS)
-    kl = side_effects(context.lm, flat, context.passages[:PASSAGES], length=length).kl.mean(1)
-    if vectors:  # KL grows as the square of a strength
-        share = np.minimum(1.0, np.sqrt(settings.kl_limit / np.maximum(np.nan_to_num(kl, nan=np.inf), 1e-9)))
-        flat = [proposal * float(part) for proposal, part in zip(flat, share, strict=True)]
+    kl = _cost(context, flat)
+    if vectors:
+        flat = _within(context, flat, kl)
     turns = vectors and all(map(adds, flat))
     signed = [*flat, *(proposal * -1.0 for proposal in flat)] if turns else flat  # what −v does is measured too
     gain = np.nan_to_num(effects(context.lm, context.validation, signed).changes.mean(1), nan=-np.inf)
@@ -87,6 +85,26 @@ def shuffled_studies(
         chosen.append(picked.with_(name="shuffled labels"))
         start += len(part)
     return chosen
+
+
+def _cost(context: Context, proposals: Sequence[Intervention]) -> np.ndarray:
+    """(proposal) nats of KL per token on a little neutral text."""
+    length = min(context.settings.search_tokens, TOKENS)
+    return side_effects(context.lm, proposals, context.passages[:PASSAGES], length=length).kl.mean(1)
+
+
+def _within(context: Context, proposals: Sequence[Intervention], kl: np.ndarray) -> list[Intervention]:
+    """Vectors at most as strong as the study's limit of KL allows: KL grows about as the square of a strength, so what
+    is made weaker is measured again, and once more made weaker where that was not enough."""
+    found, limit = list(proposals), context.settings.kl_limit
+    for last in (False, True):
+        above = np.flatnonzero(~(kl <= limit))
+        for i in above:
+            found[i] = found[i] * float(np.sqrt(limit / kl[i]) if np.isfinite(kl[i]) else 0.0)
+        if not last and len(above):
+            kl = kl.copy()
+            kl[above] = _cost(context, [found[i] for i in above])
+    return found
 
 
 def positions(context: Context) -> tuple[str, ...]:
@@ -151,7 +169,8 @@ def _proposals(
                 for scope in settings.scopes
             ]
         elif place[0].name not in WIDE:
-            made += [scale([site.with_(at=None) for site in place], factor) for factor in settings.factors]
+            units = [site.with_(at=None) for site in place]
+            made += [scale(units, factor, where=scope) for scope in settings.scopes for factor in settings.factors]
     return made
 
 

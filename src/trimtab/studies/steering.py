@@ -47,12 +47,12 @@ def coefficients(context: Context, make: Method, made: Intervention | None, sign
     return tuple((sign if turns else 1.0) * c for c in context.settings.coefficients)
 
 
-def scaled(make: Method, sites: Sequence[Site], coefficient: float) -> Intervention:
-    """What a scaling does at units, everywhere."""
+def scaled(make: Method, sites: Sequence[Site], coefficient: float, scope: str) -> Intervention:
+    """What a scaling does at units, in a scope."""
     units = [site.with_(at=None) for site in sites]
     if takes_factor(make):
-        return make(units, coefficient, where="all")
-    return make(units, where="all")
+        return make(units, coefficient, where=scope)
+    return make(units, where=scope)
 
 
 def vectors(context: Context, make: Method, task: Task, sites: Sequence[Site]) -> Mapping[str, Intervention]:

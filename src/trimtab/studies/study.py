@@ -15,11 +15,13 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from trimtab.errors import StudyError, TaskError
+from trimtab.evaluate.texts import capability, neutral
 from trimtab.report.study import study_html
 from trimtab.studies.context import Context, Report
 from trimtab.studies.findings import ABOUT, KINDS, TASK, findings, numbers, provenance, tables
@@ -260,9 +262,20 @@ class Study:
             "task": self.task.digest,
             "attention": self.lm.attention,
             "settings": self.settings.digest(*read_by(stage)),
+            "texts": self._texts(stage),
             "before": [done[name].digest for name in before],
         }
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+
+    def _texts(self, stage: str) -> list[object]:
+        """What a stage reads that ships with the package, which no setting names."""
+        if stage not in ("steer", "evaluate"):
+            return []
+        read: list[object] = [asdict(passage) for passage in neutral()]
+        if stage == "evaluate":
+            read += [asdict(item) for item in capability()]
+            read += [builtin.task(name).digest for name in builtin.names()] if self.settings.others else []
+        return read
 
     def _about(self) -> None:
         """What the task is, in a file beside the results, so that a report needs neither task nor model."""
