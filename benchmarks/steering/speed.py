@@ -47,7 +47,7 @@ class Sizes:
     tokens: int = 24
     rounds: int = 40
     pairs: int = 500
-    passes: int = 5
+    passes: int = 3
     examples: int = 64
     layers: int = 10
     coefficients: tuple[float, ...] = (-2.0, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -146,7 +146,11 @@ def extraction(lm: LM, sizes: Sizes, pairs: Task) -> list[Case]:
 
     tokens = sum(int(part.lengths.sum()) for part in parts)
     note = f"{len(pairs)} pairs, {tokens:,} tokens, {lm.anatomy.n_layers} layers, batches of 16"
-    ratio = paired(extract, plain, sizes.passes)
+    difference_of_means(
+        lm, pairs.take(8), "L*.resid_post", batch_size=16
+    )  # a pass over all takes too long to warm up with
+    lm.call(parts[0])
+    ratio = paired(extract, plain, sizes.passes, warm=0)
     alone = paired(extract, body, sizes.passes, warm=0)
     told = f"over the same passes without unembedding; {note}"
     return [
