@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,7 +86,18 @@ def test_units_at_spans_are_one_map_for_each_span():
     assert len(panels) == 2
     for i, panel in enumerate(panels):
         (alone,) = score_panels([scores(array[..., i], ("layer", "head"), f"L{{layer}}.head[{{head}}]@{i}")])
-        assert panel == alone
+        assert panel == replace(alone, title=f"Attention heads, @{i}")
+
+
+def test_panels_of_one_kind_say_what_tells_them_apart():
+    array, dims = np.ones((2, 2, 2)), (("layer", "head"), "L{layer}.head[{head}]")
+    stream = scores(array[..., 0], ("layer",), "L{layer}.resid_post", method="magnitude_contrast")
+    both = [scores(array, *dims, method=name) for name in ("magnitude_contrast", "attribution_patching")]
+    assert [panel.title for panel in score_panels([stream, *both])] == [
+        "Residual stream",
+        "Attention heads, magnitude contrast",
+        "Attention heads, attribution patching",
+    ]
 
 
 def test_more_axes_than_two_are_ranked():

@@ -54,6 +54,15 @@ def test_vectors_are_read_at_the_candidates_positions(context):
     assert all(edit.site.at is None and str(edit.where) == "all" for edit in scaled)
 
 
+def test_scalings_are_tried_at_every_scope(tmp_path):
+    context = context_of(tmp_path, counterfactual(), scopes=("all", "-1:"))
+    scalings = [p for p in _proposals(context, found(*PLACES)[1]) if p.method == "scale"]
+    assert [p.scope for p in scalings] == ["all", "-1:"]
+    for proposal in scalings:
+        for factor in proposal.coefficients:
+            assert {str(edit.where) for edit in proposal.at(factor).edits} == {proposal.scope}
+
+
 def test_one_place_at_two_spans_is_tried_at_the_better_one(context):
     _, validation = found("L0.resid_post@subject", "L0.resid_post@end")
     assert {p.site for p in _proposals(context, validation)} == {"L0.resid_post@subject"}

@@ -8,7 +8,7 @@ import torch
 
 from tests.studies.small import contrast, counterfactual, study
 from trimtab.studies.context import WIDE, Context
-from trimtab.studies.shuffled import gradients, halves, shuffled_studies
+from trimtab.studies.shuffled import _cost, _within, gradients, halves, shuffled_studies
 from trimtab.tasks.measure import measure
 from trimtab.values.site import Site
 
@@ -37,6 +37,17 @@ def test_a_draw_has_the_strengths_that_the_study_has(context):
     assert {abs(float(e.strength)) for draw in shuffled_studies(wide, 4, seed=0) for e in draw.edits} == {most}
     tight = Context(context.lm, context.parts, context.settings.with_(kl_limit=1e-6), context.report)
     assert all(abs(float(e.strength)) < most / 10 for draw in shuffled_studies(tight, 4, seed=0) for e in draw.edits)
+
+
+def test_what_costs_too_much_is_made_weaker_until_it_fits(context):
+    """The limit holds where KL grows otherwise than as the square, as it does of strong vectors."""
+    draws = shuffled_studies(context, 4, seed=0)
+    limit = float(_cost(context, [draw * 30.0 for draw in draws]).min()) / 50
+    tight = Context(context.lm, context.parts, context.settings.with_(kl_limit=limit), context.report)
+    strong = [draw * 30.0 for draw in draws]
+    cost = _cost(tight, _within(tight, strong, _cost(tight, strong)))
+    assert (cost <= 1.3 * limit).all()
+    assert (cost >= 0.3 * limit).all(), "no weaker than it must be"
 
 
 def test_exactly_half_of_the_pairs_are_swapped():

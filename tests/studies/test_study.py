@@ -16,6 +16,7 @@ import pytest
 import trimtab
 from tests.studies.small import contrast, counterfactual, digests, study
 from trimtab.errors import FileError, StudyError
+from trimtab.evaluate import texts as evaluated_on
 from trimtab.studies.judge import evaluate
 from trimtab.studies.screen import screen
 from trimtab.studies.search import search
@@ -265,6 +266,14 @@ def test_changed_inputs_run_again(whole, tmp_path):
     again = study(tmp_path, contrast(groups=10)).run()
     assert again.folder.path == made.folder.path
     assert digests(again)["screen"] != digests(whole)["screen"]
+
+
+@pytest.mark.parametrize(("texts", "read"), [("capability", {"evaluate"}), ("neutral", {"steer", "evaluate"})])
+def test_other_shipped_texts_are_other_inputs(whole, monkeypatch, texts, read):
+    before = {stage: whole._inputs(stage) for stage in STAGES}
+    shipped = getattr(evaluated_on, texts)()
+    monkeypatch.setattr(f"trimtab.studies.study.{texts}", lambda: shipped[1:])
+    assert {stage for stage in STAGES if whole._inputs(stage) != before[stage]} == read
 
 
 def stop(stage: str) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trimtab.evaluate.controls import random_directions
+from trimtab.evaluate.controls import random_directions, shapes_of
 from trimtab.steer.methods import Method, is_scaling
 from trimtab.steer.vectors import difference_of_means, vector_edits
 from trimtab.studies.context import Context
@@ -21,7 +21,7 @@ from trimtab.studies.search import picked_at
 from trimtab.studies.shuffled import halves, shuffled_studies
 from trimtab.studies.steering import adds, again, coefficients, scaled, steerer, swapped, vectors
 from trimtab.tasks.means import mean_difference
-from trimtab.values.edit import Edit, Intervention
+from trimtab.values.edit import Intervention
 from trimtab.values.findings import Screening, Search, Validation
 from trimtab.values.site import Site
 
@@ -90,11 +90,10 @@ def kinds(context: Context, made: Made) -> list[tuple[str, Callable[[], Draws]]]
 def directions(context: Context, made: Made, draws: int, seed: int) -> Draws:
     """Random directions in the place of what the picked intervention does."""
     picked = made.intervention
-    shapes = [_shape(context, edit) for edit in picked.edits]
     about = (
         "Gaussian directions at the same sites and positions, at the same KL, the sign picked on the validation part"
     )
-    drawn = random_directions(picked, shapes, draws, seed)
+    drawn = random_directions(picked, shapes_of(context.lm, picked), draws, seed)
     return Draws("random directions", about, drawn, True, turned=True, rounds=made.rounds)
 
 
@@ -230,9 +229,3 @@ def _random_units(context: Context, here: Sequence[Site], rng: np.random.Generat
         pool = free if len(free) >= many else list(range(units))
         chosen.append(site.with_(index=tuple(sorted(int(i) for i in rng.permutation(pool)[:many]))))
     return chosen
-
-
-def _shape(context: Context, edit: Edit) -> tuple[int, ...]:
-    """The shape of what an edit is about: its units, each as wide as it is."""
-    whole = context.lm.shape(edit.site.whole)
-    return whole if edit.site.index is None else (len(edit.site.index), *whole[1:])

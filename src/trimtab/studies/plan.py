@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from trimtab.studies.context import WIDE
 from trimtab.studies.settings import Settings
-from trimtab.studies.shuffled import PASSAGES, TOKENS
+from trimtab.studies.shuffled import PASSAGES, ROUNDS, TOKENS
 from trimtab.studies.validate import DRAWS
 from trimtab.tasks import builtin
 from trimtab.tasks.measure import measure, sides
@@ -97,7 +97,7 @@ def plan(study: Study) -> StudyPlan:
             "evaluate": 2 * settings.test_passages * settings.test_tokens
             + 2 * settings.capability * 10
             + 3 * settings.draws * (2 * matched + asked["test"] + 2 * asked["validation"])
-            + settings.draws * _tried(settings) * (2 * asked["validation"] + 2 * PASSAGES * TOKENS)
+            + settings.draws * _tried(settings) * (2 * asked["validation"] + ROUNDS * PASSAGES * TOKENS)
             + settings.draws * asked["test"]
             + 2 * len(contrasts) * settings.others * asked["test"] // max(len(parts.test), 1)
             + 2 * settings.samples * settings.new_tokens,

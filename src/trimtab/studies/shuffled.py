@@ -38,6 +38,8 @@ ROWS = 16
 """Questions in a backward pass."""
 PASSAGES, TOKENS = 2, 40
 """Neutral text on which a draw's proposals are compared."""
+ROUNDS, NEAR = 6, 1.1
+"""How often proposals that cost too much are made weaker at most, and how far above the limit is near enough."""
 
 
 def halves(examples: int, draws: int, seed: int) -> np.ndarray:
@@ -94,16 +96,20 @@ def _cost(context: Context, proposals: Sequence[Intervention]) -> np.ndarray:
 
 
 def _within(context: Context, proposals: Sequence[Intervention], kl: np.ndarray) -> list[Intervention]:
-    """Vectors at most as strong as the study's limit of KL allows: KL grows about as the square of a strength, so what
-    is made weaker is measured again, and once more made weaker where that was not enough."""
+    """Vectors at most as strong as the study's limit of KL allows, up to `NEAR`.
+
+    KL grows about as the square of a strength, and more slowly where it is large: what was made weaker is measured
+    again, and made weaker again while it costs too much.
+    """
     found, limit = list(proposals), context.settings.kl_limit
-    for last in (False, True):
-        above = np.flatnonzero(~(kl <= limit))
+    cost, above = kl.copy(), np.flatnonzero(~(kl <= limit))
+    for _ in range(ROUNDS):
         for i in above:
-            found[i] = found[i] * float(np.sqrt(limit / kl[i]) if np.isfinite(kl[i]) else 0.0)
-        if not last and len(above):
-            kl = kl.copy()
-            kl[above] = _cost(context, [found[i] for i in above])
+            found[i] = found[i] * float(np.sqrt(limit / cost[i]) if np.isfinite(cost[i]) else 0.0)
+        cost[above] = _cost(context, [found[i] for i in above]) if len(above) else cost[above]
+        above = np.flatnonzero(~(cost <= NEAR * limit))
+        if not len(above):
+            break
     return found
 
 

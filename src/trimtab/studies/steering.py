@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trimtab.errors import EditError, PromptError, SiteError, StudyError, TaskError, nearest
+from trimtab.errors import EditError, StudyError, nearest
+from trimtab.evaluate.places import MISFITS
 from trimtab.steer.methods import Method, at_scopes, is_scaling, methods, takes_factor, unfit
 from trimtab.studies.context import Context
 from trimtab.tasks.task import Task
 from trimtab.values.edit import Intervention
 from trimtab.values.site import Site
-
-MISFITS = (EditError, PromptError, SiteError, TaskError)
-"""What a method raises of a place that it cannot do."""
 
 
 def steerer(name: str) -> Method:

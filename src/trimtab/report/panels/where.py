@@ -24,26 +24,34 @@ _KINDS = {
     "attn_out": "Attention output",
     "mlp_out": "MLP output",
     "head": "Attention heads",
+    "attn_neuron": "Attention neurons",
     "neuron": "MLP neurons",
     "embed": "Embedding",
 }
 
 
 def score_panels(scores: Sequence[AnyScores]) -> list[Panel]:
-    """A panel for each kind of site that was scored; how is said in the captions where it differs among them."""
-    scores = [part for whole in scores for part in by_span(whole)]
-    panels, how = [_panel(part) for part in scores], made_by(scores)
-    if len(how) <= 1:
-        return panels
+    """A panel for each kind of site that was scored, and each span of units; what differs among panels of one kind is
+    in their titles, and how they were scored, where that differs, in all captions."""
+    parts = [part for whole in scores for part in by_span(whole)]
+    panels, scores = [_panel(part) for _, part in parts], [part for _, part in parts]
+    methods = {p.title: {s.method for q, s in zip(panels, scores, strict=True) if q.title == p.title} for p in panels}
+    told = []
+    for panel, (span, part) in zip(panels, parts, strict=True):
+        by = part.method.replace("_", " ") if len(methods[panel.title]) > 1 else ""
+        title = ", ".join(word for word in (panel.title, span and f"@{span}", by) if word)
+        told.append(replace(panel, title=title))
+    if len(made_by(scores)) <= 1:
+        return told
     said = (made_by([part]) for part in scores)
-    return [replace(p, caption=f"{words[0]}. {p.caption}") for p, words in zip(panels, said, strict=True)]
+    return [replace(p, caption=f"{words[0]}. {p.caption}") for p, words in zip(told, said, strict=True)]
 
 
-def by_span(scores: AnyScores) -> list[AnyScores]:
-    """Scores of units at spans, one for each span: layer × head is a map, layer × head × span is none."""
+def by_span(scores: AnyScores) -> list[tuple[str, AnyScores]]:
+    """Scores of units at spans, one for each span with its name: layer × head is a map, layer × head × span is none."""
     if "span" not in scores.places or len(scores.places) < 3:
-        return [scores]
-    return [part for _, part in apart(scores, "span")]
+        return [("", scores)]
+    return [(str(span), part) for span, part in apart(scores, "span")]
 
 
 def made_by(scores: Sequence[AnyScores]) -> list[str]:
