@@ -2,9 +2,10 @@
 
 `memory`: a key-value memory. A neuron of L0 fires on its subject and writes the subject's attribute there; L1.head[0]
 carries it to the last token. `logic`: two heads of L0 carry a bit each to the last token, and neurons of L0 make "and"
-or "xor" of them. Everything else (the other heads and neurons) computes something that nobody reads, and writes so
-little of it that norms hardly notice. A third, of previous-token, induction and copying heads, is in
-`tests.locate.wired`.
+or "xor" of them. `opposed`: a bit that raises the answer straight and lowers it through a neuron of L1. Everything else
+(the other heads and neurons) computes something that nobody reads, and writes so little of it that norms hardly notice.
+Others, of previous-token and induction heads and of a head that copies, are in `tests.locate.wired` and
+`tests.locate.copier`.
 """
 
 from __future__ import annotations
@@ -92,14 +93,8 @@ def logic(rule: str) -> LM:
     width, inner = TOKENS + 12, 12
     hf = _blank(width, inner)
     body, generator = hf.transformer, torch.Generator().manual_seed(1)
-    body.wte.weight[:, :TOKENS] = torch.eye(TOKENS).double()
-    body.wpe.weight[:8, PLACES] = torch.eye(8).double()
-    d, attention = width // 2, body.h[0].attn
-    for head, bit in ((0, BIT_A), (1, BIT_B)):  # the head looks at the bit's own position from everywhere
-        attention.c_attn.bias[head * d] = 6.0
-        attention.c_attn.weight[PLACES.start + head, width + head * d] = 6.0
-        attention.c_attn.weight[ON, 2 * width + head * d] = 1.0
-        attention.c_proj.weight[head * d, bit] = 0.2
+    _carrier(hf, 0, BIT_A)
+    _carrier(hf, 1, BIT_B)
     mlp = body.h[0].mlp
     for neuron, least in ((BOTH, 5.0), (EITHER, 2.0)):
         mlp.c_fc.weight[[BIT_A, BIT_B], neuron], mlp.c_fc.bias[neuron] = 4.0, -4 * least
@@ -111,7 +106,7 @@ def logic(rule: str) -> LM:
     idle = [i for i in range(inner) if i not in (BOTH, EITHER)]
     mlp.c_fc.weight[:, idle] = torch.randn(width, len(idle), generator=generator).double()
     mlp.c_proj.weight[idle, UNREAD.start] = 0.01
-    _idle_heads(hf, [(1, 0), (1, 1)], d, UNREAD.start + 1)
+    _idle_heads(hf, [(1, 0), (1, 1)], width // 2, UNREAD.start + 1)
     return LM(hf, tokenizer(), name=rule, check=False)
 
 
@@ -131,11 +126,44 @@ def bits(rule: str, turned: str) -> Task:
                 (words(YES),),
                 (words(NO),),
                 group=f"filler {i % 3}",
-                spans={"bit": (start, start + len(words(span)))},
-                corrupt_spans={"bit": (start, start + len(words(other)))},
+                spans={"subject": (start, start + len(words(span)))},
+                corrupt_spans={"subject": (start, start + len(words(other)))},
             )
         )
     return Task(f"{rule} {turned}", tuple(examples), metric="logit_diff")
+
+
+@torch.no_grad()
+def opposed(straight: float) -> LM:
+    """L0.head[0] carries bit A to the last token, and writes `straight` of it to YES as well; a neuron of L1 that bends
+    where the bit is off takes YES away."""
+    width = TOKENS + 12
+    hf = _blank(width, 4)
+    _carrier(hf, 0, BIT_A)
+    hf.transformer.h[0].attn.c_proj.weight[0, YES] = straight
+    mlp = hf.transformer.h[1].mlp
+    mlp.c_fc.weight[BIT_A, 0], mlp.c_fc.bias[0], mlp.c_proj.weight[0, YES] = 4.0, 1.4, -0.2
+    _idle_heads(hf, [(0, 1), (1, 0), (1, 1)], width // 2, UNREAD.start + 1)
+    return LM(hf, tokenizer(), name=f"opposed by {straight}", check=False)
+
+
+def both_ways(task: Task) -> Task:
+    """The task's examples and the same with clean and corrupt exchanged, so that clean prompts are of both kinds."""
+    return Task(f"{task.name} both ways", (*task.examples, *(e.swapped() for e in task.examples)), metric=task.metric)
+
+
+def _carrier(hf: GPT2LMHeadModel, head: int, write: int) -> None:
+    """A head of L0 that looks from everywhere at the position of its own number and writes whether the bit is on there;
+    tokens and places are one-hot."""
+    body = hf.transformer
+    attention, width = body.h[0].attn, body.wte.weight.shape[1]
+    body.wte.weight[:, :TOKENS] = torch.eye(TOKENS).double()
+    body.wpe.weight[:8, PLACES] = torch.eye(8).double()
+    first = head * width // 2
+    attention.c_attn.bias[first] = 6.0
+    attention.c_attn.weight[PLACES.start + head, width + first] = 6.0
+    attention.c_attn.weight[ON, 2 * width + first] = 1.0
+    attention.c_proj.weight[first, write] = 0.2
 
 
 def _idle_heads(hf: GPT2LMHeadModel, heads: list[tuple[int, int]], d: int, write: int) -> None:

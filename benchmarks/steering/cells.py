@@ -86,8 +86,8 @@ class Sizes:
     train: int = 48
     validation: int = 24
     test: int = 48
-    passages: int = 8
-    length: int = 64
+    passages: int = 4
+    length: int = 48
     test_passages: int = 12
     test_length: int = 128
     draws: int = 6

@@ -14,8 +14,10 @@ import typer
 from typer.core import TyperGroup
 
 from trimtab.commands import (
+    ablation_study,
     chat,
     doctor,
+    entanglement,
     explain,
     generate,
     inspect,
@@ -109,8 +111,8 @@ app.add_typer(steer.app, name="steer")
 app.command("search")(search.search)
 app.add_typer(vector.app, name="vector")
 app.command("robustness")(robustness.robustness)
-app.command("entanglement")(robustness.entanglement)
-app.command("ablation-study")(robustness.ablation_study)
+app.command("entanglement")(entanglement.entanglement)
+app.command("ablation-study")(ablation_study.ablation_study)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
 app.command("lens")(lens.lens)

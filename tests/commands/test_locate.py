@@ -11,11 +11,20 @@ import pytest
 
 from tests.commands.calls import call, document, said
 from tests.locate.tinytasks import pairs, twins
-from trimtab.locate.methods import methods
+from trimtab.locate.circuits_qk_ov import composition
+from trimtab.locate.layer_contrast import dola
+from trimtab.locate.methods import functions, methods
 from trimtab.locate.patching import patching
+from trimtab.locate.patchscopes import patchscope
+from trimtab.model.lm import LM
 from trimtab.model.load import load
 from trimtab.tasks.files import load_task, save_task
+from trimtab.values.dola import Dola
+from trimtab.values.linear_probe import LinearProbe
+from trimtab.values.patchscope import Patchscope
+from trimtab.values.roles import RoleGraph, RoleTable
 from trimtab.values.scores import Scores
+from trimtab.values.tuned_lens import TunedLens
 
 SOME = ("--sites", "L*.head", "--spans", "subject")
 
@@ -27,6 +36,20 @@ def files(tmp_path_factory):
     save_task(twins(), where / "twins.jsonl")
     save_task(pairs(), where / "pairs.jsonl")
     return where
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """The rows of every pass that is run, all of them without edits and readouts."""
+    rows, whole = [], LM.run
+
+    def run(lm, prompts, read=(), edit=None, *, logits=True, **options):
+        assert (read, edit, logits, options) == ("final@last", None, False, {})
+        rows.append(len(prompts))
+        return whole(lm, prompts, read, logits=False)
+
+    monkeypatch.setattr(LM, "run", run)
+    return rows
 
 
 @pytest.fixture
@@ -77,8 +100,11 @@ def test_a_method_with_prompts_of_its_own_needs_no_task(folder, tmp_path):
     kept = Scores.load(tmp_path / "a.safetensors")
     assert "--task" not in kept.provenance.options["command"]
     assert np.isfinite(kept.array).all()
-    assert call("locate", "previous_token_score", "--model", folder, "--dry-run").exit_code == 2
+    plan = document(call("locate", "previous_token_score", "--model", folder, "--dry-run", "--json"))["plan"]
+    assert (plan["task"], plan["examples"], plan["passes"]) == (None, 16, 16.0)
     assert call("locate", "patching", "--model", folder).exit_code == 2
+    empty = call("locate", "previous_token_score", "--task", "", "--model", folder)
+    assert (empty.exit_code, empty.stdout) == (2, "")
 
 
 def test_one_document(run, tmp_path):
@@ -119,16 +145,40 @@ def test_a_task_may_be_an_option(files, folder):
     assert own["top"] != other["top"] != third["top"]
 
 
-def test_the_plan_runs_nothing(run, monkeypatch):
-    monkeypatch.setattr("trimtab.model.lm.LM.run", None)
+def test_the_plan_runs_one_plain_batch_and_tells_the_time_from_it(run, plain):
     done = run("patching", "--sites", "L*.head", "--dry-run")
     assert done.exit_code == 0, done.output
     assert "16 places" in done.stdout
     assert "at most 96 variants" in done.stdout
-    assert "Nothing was run" in done.stdout
-    plan = document(run("attribution-patching", "--dry-run", "--json"))["plan"]
-    assert (plan["places"], plan["variants"], plan["examples"]) == (16, None, 6)
+    assert "estimated from one plain pass of 6 prompts" in " ".join(done.stdout.split())
+    assert "Nothing else was run" in done.stdout
+    assert plain == [1, 6]
+    plan = document(run("attribution-patching", "--dry-run", "--json", "--batch-size", "4"))["plan"]
+    assert plain[2:] == [1, 4]
+    assert (plan["places"], plan["variants"], plan["examples"], plan["passes"]) == (16, None, 6, 6 * 4)
     assert plan["tokens"] > 0
+    assert plan["seconds"] > 0
+    assert plan["timed"] == 4
+
+
+def test_what_is_not_known_is_not_timed(run, plain, monkeypatch):
+    points = [metadata.EntryPoint("counting", f"{__name__}:counting", "trimtab.locate")]
+    monkeypatch.setattr(metadata, "entry_points", lambda group: points if group == "trimtab.locate" else [])
+    done = run("counting", "--dry-run")
+    assert "how many passes it takes, and how long, is not known beforehand" in done.stdout
+    assert "Nothing was run" in done.stdout
+    assert plain == []
+    assert document(run("counting", "--dry-run", "--json"))["plan"]["seconds"] is None
+
+
+def test_weights_alone_are_not_timed(folder, plain):
+    done = call("locate", "composition", "--model", folder, "--dry-run")
+    assert done.stdout.splitlines() == [
+        "composition on tiny-llama: weights alone",
+        "no forward pass over a prompt",
+        "Nothing was run",
+    ]
+    assert plain == []
 
 
 PLANS = [
@@ -141,9 +191,8 @@ PLANS = [
 
 
 @pytest.mark.parametrize(("name", "words", "places", "variants"), PLANS)
-def test_plans_count_what_the_method_computes(run, monkeypatch, name, words, places, variants):
+def test_plans_count_what_the_method_computes(run, plain, name, words, places, variants):
     """Of two layers of four heads: path patching has 24 inputs to receive at, 12 of them after the first layer."""
-    monkeypatch.setattr("trimtab.model.lm.LM.run", None)
     plan = document(run(name, *words, "--dry-run", "--json"))["plan"]
     assert (plan["places"], plan["variants"]) == (places, variants)
     assert plan["memory"] > 0
@@ -161,12 +210,114 @@ def test_the_places_that_are_planned_are_those_that_are_computed(run):
         assert plan["places"] == int(np.prod(list(axes.values())))
 
 
-def test_every_method_explains_itself_and_plans(run):
-    for name in methods():
+def test_every_function_explains_itself():
+    listed = call("locate", "--help").stdout
+    for name in functions():
         shown = call("locate", name, "--help")
         assert shown.exit_code == 0, name
-        assert "--task" in shown.stdout
-    assert all(name in call("locate", "--help").stdout for name in methods())
+        assert ("--task" in shown.stdout) or name not in methods()
+        assert all(option in shown.stdout for option in ("--model", "--out", "--json", "--dry-run")), name
+        assert name in listed
+
+
+# Functions that are run on something else than a task
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_weights_alone(folder, tmp_path):
+    file = tmp_path / "c"
+    words = ("--model", folder, "--kind", "q", "--receivers", "L1.head[0,2]", "--receivers", "L1.head[3]")
+    done = call("locate", "composition", *words, "--out", file)
+    assert done.exit_code == 0, done.output
+    kept, own = Scores.load(file), composition(load(str(folder)), kind="q", receivers=["L1.head[0,2]", "L1.head[3]"])
+    np.testing.assert_array_equal(kept.array, own.array)
+    assert str(kept.top(1)[0]) in done.stdout
+    line = shlex.split(kept.provenance.options["command"])
+    assert call(*line[1:], "--out", tmp_path / "again").exit_code == 0
+    assert Scores.load(tmp_path / "again").coords == own.coords
+    assert "top" in document(call("locate", "composition", *words, "--json"))
+
+
+def test_roles_and_their_graph(folder, tmp_path):
+    table, graph = tmp_path / "roles", tmp_path / "graph"
+    done = call("locate", "head_roles", "--model", folder, "--attention", "-1", "--sink", "-1", "--out", table)
+    assert done.exit_code == 0, done.output
+    assert all(role in done.stdout for role in RoleTable.load(table).roles)
+    words = ("--model", folder, "--table", table, "--least", "-9", "--roles", "induction,sink,previous_token")
+    done = call("locate", "role_graph", *words, "--out", graph, "--html", tmp_path / "g.html")
+    assert done.exit_code == 0, done.output
+    kept = RoleGraph.load(graph)
+    assert kept.roles == ("induction", "sink", "previous_token")
+    assert kept.table == RoleTable.load(table)
+    assert "edges that stand out" in done.stdout
+    assert "Role graph" in (tmp_path / "g.html").read_text(encoding="utf-8")
+    edges = tmp_path / "edges"
+    call("locate", "composition", "--model", folder, "--out", edges)
+    assert call("locate", "role_graph", *words, "--edges", edges).exit_code == 0
+
+
+def test_prompts(folder, tmp_path):
+    lm = load(str(folder))
+    done = call("locate", "patchscope", "w5 w6", "--model", folder, "--target", "w7 w8", "-o", tmp_path / "p")
+    assert done.exit_code == 0, done.output
+    kept, own = Patchscope.load(tmp_path / "p"), patchscope(lm, "w5 w6", target="w7 w8")
+    assert (kept.texts, kept.target, kept.tokens) == (own.texts, own.target, own.tokens)
+    assert all(site in done.stdout for site in own.sites)
+    done = call("locate", "dola", "w5 w6", "w7", "--model", folder, "--top", "2", "-o", tmp_path / "d")
+    assert done.exit_code == 0, done.output
+    kept, own = Dola.load(tmp_path / "d"), dola(lm, ["w5 w6", "w7"], top=2)
+    np.testing.assert_array_equal(kept.log_probs, own.log_probs)
+    assert own.top(1)[0].token in done.stdout
+    line = shlex.split(kept.provenance.options["command"])
+    assert call(*line[1:], "-o", tmp_path / "again").exit_code == 0
+    assert Dola.load(tmp_path / "again").chosen == own.chosen
+    rows = document(call("locate", "dola", "w5 w6", "--chat", "--system", "w9", "--model", folder, "--json"))["rows"]
+    assert rows[0]["prompt"] == "w90w9w91w5w6w92"  # the words of the template are tokens without spaces
+    assert call("locate", "dola", "w5", "--system", "w9", "--model", folder).exit_code == 2
+    plan = document(call("locate", "dola", "w5 w6", "w7", "--model", folder, "--dry-run", "--json"))["plan"]
+    assert (plan["task"], plan["examples"], plan["tokens"], plan["timed"]) == (None, 2, 3, 2)
+    assert plan["passes"] > 2
+
+
+def test_a_tuned_lens_is_trained_on_texts_and_read_by_others(folder, files, tmp_path):
+    file, texts = tmp_path / "lens", tmp_path / "texts.jsonl"
+    rng = np.random.default_rng(0)
+    rows = [{"text": " ".join(f"w{n}" for n in rng.integers(3, 97, 12))} for _ in range(6)]
+    texts.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    words = ("--texts", texts, "--model", folder, "--steps", "4", "--tokens", "40", "--check", "8")
+    done = call("locate", "train_tuned_lens", *words, "--out", file)
+    assert done.exit_code == 0, done.output
+    assert "tuned lens" in done.stdout
+    assert TunedLens.load(file).sites == ("L0.resid_post", "L1.resid_post")
+    assert call("lens", "w5 w6", "--model", folder, "--tuned", file).exit_code == 0
+    read = ("--task", files / "twins.jsonl", "--model", folder, "--lens", file)
+    assert document(call("locate", "logit_lens_scores", *read, "--json"))["options"]["lens"]
+    plan = document(call("locate", "train_tuned_lens", *words, "--dry-run", "--json"))["plan"]
+    assert plan["passes"] > 0
+    assert (plan["examples"], plan["task"]) == (6, None)
+    one = tmp_path / "one.txt"
+    one.write_text("w5 w6 w7", encoding="utf-8")
+    for more in ((), ("--dry-run",)):
+        refused = call("locate", "train_tuned_lens", "--texts", one, "--model", folder, *more)
+        assert "give two texts or more" in refused.stderr
+        assert "Traceback" not in call("locate", "train_tuned_lens", *words[:4], "--steps", "0", *more).stderr
+    one.write_text("\n\n", encoding="utf-8")
+    empty = call("locate", "train_tuned_lens", "--texts", one, "--model", folder, "--dry-run")
+    assert "holds no text" in empty.stderr
+
+
+def test_something_fitted_takes_the_training_part(files, folder, tmp_path):
+    words = ("--task", files / "pairs.jsonl", "--model", folder, "--site", "L1.resid_post", "--test", "test")
+    done = call("locate", "fit_probe", *words, "--out", tmp_path / "p")
+    assert done.exit_code == 0, done.output
+    kept = LinearProbe.load(tmp_path / "p")
+    assert "--part train --data-seed 0" in kept.provenance.options["command"]
+    assert "--examples 0" in kept.provenance.options["command"]
+    whole = load_task(files / "pairs.jsonl")
+    assert kept.metrics["balanced accuracy"].n == len(whole.split(0).test)
+    assert "balanced accuracy" in done.stdout
+    plan = document(call("locate", "fit_probe", *words, "--dry-run", "--json"))["plan"]
+    assert plan["passes"] == 2 * (len(whole.split(0).train) + len(whole.split(0).test))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +326,8 @@ def test_every_method_explains_itself_and_plans(run):
         (("--direction", "nois"), 'did you mean "noise"'),
         (("--batch-size", "few"), 'batch_size is a whole number, got "few"'),
         (("--part", "half"), "a part is train, validation, test, all"),
+        (("--task", ""), "the name of a task is empty"),
+        (("--task", "", "--dry-run"), "the name of a task is empty"),
         (("--out", "no/where.safetensors"), 'there is no folder "no"'),
         (("--spam", "1"), "--spam"),
     ],

@@ -116,6 +116,22 @@ def test_any_result_is_shown(tmp_path, value):
         assert {"is", *(f.name for f in dataclasses.fields(value))} == set(found["content"])
 
 
+def test_places_are_folded_and_not_cut(tmp_path):
+    """A table of many columns, and a long place, in the 80 columns of a plain terminal."""
+    places = tuple(f"L{i}.neuron[{','.join(map(str, range(1000, 1030)))}]@subject_last" for i in range(2))
+    Scores(R.normal(size=(4, 2)), ("example", "site"), {"site": places}, "{site}").save(tmp_path / "s")
+    heads = ("L10.head[10]", "L11.head[11]")
+    role, numbers = "a_role_of_a_name_that_is_longer_than_a_line_of_a_plain_terminal_can_be", [[0.9], [0.1]]
+    RoleTable(heads, (role,), numbers, numbers, numbers, {role: 0.5}, {role: ""}, 4).save(tmp_path / "t")
+    for name, whole in (("s", places), ("t", heads)):
+        done = call("scores", "show", tmp_path / name)
+        assert done.exit_code == 0, done.stderr
+        assert "…" not in done.stdout
+        first = "".join(line.split()[0] for line in done.stdout.splitlines() if line.strip())
+        assert all(place in first for place in whole)
+    assert "…" not in call("scores", "compare", tmp_path / "s", tmp_path / "s").stdout
+
+
 def test_a_page_writes_no_token_as_markup_and_json_keeps_the_numbers(tmp_path):
     _tokens().save(tmp_path / "x")
     assert call("scores", "show", tmp_path / "x", "--html", tmp_path / "x.html").exit_code == 0

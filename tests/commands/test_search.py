@@ -62,12 +62,26 @@ def test_it_is_the_search_called_from_python(call, tmp_path):
     assert kept.points[0].capability is not None
     assert "<svg" in (tmp_path / "p").read_text(encoding="utf-8")
     assert str(kept.front[0]) in done.stdout
+    assert "…" not in done.stdout  # methods and places are whole, however narrow the terminal is
+    assert all(kept.points[i].site in done.stdout for i in kept.front)
     line = shlex.split(kept.provenance.options["command"])
     assert line[:2] == ["trimtab", "search"]
     assert "--coefficients" in line
     again = call(*line[2:], "-o", tmp_path / "again")
     assert again.exit_code == 0, again.output
     assert Search.load(tmp_path / "again").points == kept.points
+
+
+def test_the_front_names_one_method_above_it_and_several_in_its_rows(call):
+    def head(methods):
+        done = call(*SITES, "--methods", methods, "--no-capability")
+        assert done.exit_code == 0, done.output
+        lines = [line.strip() for line in done.stdout.splitlines()]
+        (names,) = [line.split() for line in lines if line.startswith("point ")]
+        return lines[0], names[:3]
+
+    assert head("reading_vector") == ("reading_vector", ["point", "site", "scope"])
+    assert head("difference_of_means,reading_vector")[1] == ["point", "method", "site"]
 
 
 def test_json_is_one_document(call):
@@ -162,6 +176,7 @@ def test_the_plan_says_what_it_costs_and_runs_nothing(call, monkeypatch):
         (("--sites", "L0.resid_post", "--pick", "best"), "no rule"),
         (("--sites", "L0.resid_post", "--pick", "menu", "--json"), "asks a question"),
         ((), "--sites"),
+        (("--sites", "L0.resid_post", "--task", ""), "the name of a task is empty"),
         (("--sites", "L0.resid_post", "--pick", "knee", "--limit", "0.2"), "leave one of them out"),
         (("--from", "s", "--pick", "knee", "--limit", "0.2"), "leave one of them out"),
         (("--sites", "L0.resid_post", "--coefficients", "1,inf"), "numbers separated by commas"),

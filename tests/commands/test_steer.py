@@ -166,6 +166,8 @@ def test_every_method_explains_itself():
         (("--sites", "L0.head", "--scores", "heads"), "give one of them"),
         (("--sites", "L0.head", "--strength", "strong"), 'strength is a number, got "strong"'),
         (("--sites", "L0.head", "--part", "half"), "a part is train, validation, test, all"),
+        (("--sites", "L0.head", "--task", ""), "the name of a task is empty"),
+        (("--sites", "L0.head", "--task", " ", "--dry-run"), "the name of a task is empty"),
         (("--sites", "L0.head", "-o", "no/where"), 'there is no folder "no"'),
         (("--sites", "L0.head", "--spam", "1"), "--spam"),
         (("--sites", "L0.head", "--system", "w5"), "give --chat too"),

@@ -13,7 +13,7 @@ from tests.evaluate.tinies import edits, passages, twins, vector
 from tests.model.tinies import lm_of
 from trimtab.errors import TrimtabError
 from trimtab.evaluate import controls as module
-from trimtab.evaluate.controls import LEAST, change_norms, compared, match_kl, random_directions
+from trimtab.evaluate.controls import LEAST, change_norms, compared, match_kl, random_directions, shapes_of
 from trimtab.evaluate.effect import effects
 from trimtab.evaluate.side_effects import side_effects
 from trimtab.values import estimate
@@ -41,6 +41,7 @@ def test_directions_have_the_norm_of_what_is_added():
     )
     shapes = [(32,), (2, 8), (32,), (2, 8), (3,), (32,)]
     norms = [3.0, 2.0, 1.5 * math.sqrt(32), 4.0, 1.0, 1.0]
+    assert shapes_of(LM, made) == shapes
     drawn = random_directions(made, shapes, 5, seed=0)
     assert len(drawn) == 5
     for draw in drawn:

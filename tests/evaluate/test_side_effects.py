@@ -12,7 +12,7 @@ from tests.evaluate.tinies import conditional, edits, passages, vector
 from tests.model.tinies import lm_of, untouched
 from trimtab.errors import TrimtabError
 from trimtab.evaluate import side_effects as module
-from trimtab.evaluate.side_effects import SideEffects, _costs, capability, side_effects
+from trimtab.evaluate.side_effects import SideEffects, _costs, capability, passage_prompts, side_effects
 from trimtab.evaluate.texts import Item, Passage
 from trimtab.values.edit import Edit, Intervention
 
@@ -181,6 +181,13 @@ def test_what_passages_lack_is_refused():
     for change in ({"rows": (0,)}, {"strength": (1.0, 2.0)}):
         with pytest.raises(TrimtabError, match="names rows of other prompts"):
             side_effects(LLAMA, [edits()[0].with_(**change)], passages(2), length=LENGTH)
+
+
+def test_passages_are_read_from_their_beginning():
+    texts = passages(3)
+    read = passage_prompts(LLAMA, texts, LENGTH)
+    assert read.ids.tolist() == [[int(word[1:]) for word in text.text.split()][:LENGTH] for text in texts]
+    assert read.lengths.tolist() == [LENGTH] * 3
 
 
 def test_perplexity_weighs_every_token_alike():

@@ -8,7 +8,7 @@ import pytest
 from trimtab.errors import TrimtabError
 from trimtab.evaluate.side_effects import capability, side_effects
 from trimtab.evaluate.texts import capability as items
-from trimtab.evaluate.texts import neutral, part, some
+from trimtab.evaluate.texts import neutral, part, search_items, search_passages, some
 from trimtab.values.edit import Intervention
 
 
@@ -51,6 +51,16 @@ def test_enough_items_are_left_to_judge_by():
     assert len(items("test")) >= 200
     with pytest.raises(TrimtabError, match='capability set are "search" and "test", got \'train\''):
         items("train")
+
+
+def test_what_is_given_is_searched_on_and_else_a_little_of_ours():
+    given = (*part("test")[:2],), (*items("test")[:2],)
+    assert (search_passages(given[0]), search_items(given[1])) == given
+    assert (search_passages(()), search_items(())) == ((), ())
+    assert search_passages() == part("search")[:8]
+    assert len(search_items()) == 64
+    assert set(search_items()) <= set(items("search"))
+    assert search_items(seed=1) != search_items() == search_items(seed=0)
 
 
 def test_items_are_proper():

@@ -10,7 +10,7 @@ from scipy.stats import beta
 from tests.locate.tinytasks import numbers, pairs, planted, twins
 from tests.model.tinies import exact, lm_of
 from tests.tiny import FAMILIES, words
-from trimtab.errors import PromptError, TaskError, TrimtabError
+from trimtab.errors import PromptError, SiteError, TaskError, TrimtabError
 from trimtab.evaluate.verify import check, verify
 from trimtab.locate.ablation import ablation
 from trimtab.locate.attribution_patching import attribution_patching
@@ -135,6 +135,13 @@ def test_causal_tracing_is_tested_at_its_own_spans_and_in_its_own_windows(site):
     else:
         with pytest.raises(TrimtabError, match=r"windows of 10 layers.*evaluate\.verify"):
             audit_scores(lm, task, scores)
+
+
+def test_windows_that_scores_claim_of_heads_are_refused():
+    scores = attribution_patching(lm_of("llama"), TWINS, "L*.head")
+    claimed = scores.with_(options={**scores.options, "window": 10})
+    with pytest.raises(SiteError, match="a window of 10 layers is of what whole sublayers give"):
+        verify(lm_of("llama"), TWINS, claimed, k=1)
 
 
 def test_without_twins_of_its_length_tracing_is_tested_by_ablation():

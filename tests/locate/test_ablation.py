@@ -8,10 +8,14 @@ import torch
 
 from tests.locate.tinytasks import numbers, pairs, twins
 from tests.model.tinies import fresh, lm_of
-from trimtab.errors import SiteError, TaskError, TrimtabError
+from trimtab.errors import PromptError, SiteError, TaskError, TrimtabError
 from trimtab.evaluate.resampling import donors
 from trimtab.locate.ablation import ablation
+from trimtab.tasks.example import Counterfactual
 from trimtab.tasks.measure import measure
+from trimtab.tasks.reference import name_of
+from trimtab.tasks.signatures import options as options_of
+from trimtab.tasks.task import Task
 from trimtab.values.edit import Edit
 
 LM = lm_of("llama", torch.float64)
@@ -84,6 +88,102 @@ def test_means_by_position_need_prompts_of_one_length():
         ablation(LM, TASK, "L*.mlp_out", kind="mean", per_position=True)
     with pytest.raises(TrimtabError, match='give kind="mean"'):
         ablation(LM, TASK, "L*.mlp_out", per_position=True)
+
+
+@pytest.mark.parametrize("given", ["a task", "prompts"])
+def test_the_mean_over_a_reference_is_that_of_its_tokens(given):
+    other = pairs(7)
+    prompts = measure(LM, other).prompts if given == "a task" else LM.prompts(["w50 w51 w52 w53", "w9 w60", "w61"])
+    rows = [
+        LM.run(prompts.rows([row], trim=True), "L0.mlp_out")["L0.mlp_out"][0].double() for row in range(len(prompts))
+    ]
+    first = torch.stack([x[0] for x in rows]).mean(0)
+    rest = torch.stack([x[1:].mean(0) for x in rows if len(x) > 1]).mean(0)
+    edits = [Edit("L0.mlp_out@1:", "set", rest), Edit("L0.mlp_out@0", "set", first)]
+    lost = numbers(LM, TASK, "clean") - numbers(LM, TASK, "clean", lambda row: edits)
+    reference = other if given == "a task" else prompts
+    scores = ablation(LM, TASK, "L*.mlp_out", kind="mean", reference=reference)
+    np.testing.assert_allclose(scores.array[:, 0, 0], lost, atol=1e-5)
+    assert np.abs(scores.array - ablation(LM, TASK, "L*.mlp_out", kind="mean").array).max() > 1e-3
+    assert scores.options["reference"] == name_of(reference)
+    last = torch.stack([x[-1] for x in rows if len(x) > 1]).mean(0)
+    lost = numbers(LM, TASK, "clean") - numbers(LM, TASK, "clean", lambda row: Edit("L0.mlp_out@-1", "set", last))
+    found = ablation(LM, TASK, "L*.mlp_out", spans="last", kind="mean", reference=reference, batch_size=2)
+    np.testing.assert_allclose(found.array[:, 0, 0], lost, atol=1e-5)
+
+
+def opening(rows):
+    """A task whose prompts begin with their subject in these rows, and have it in their midst in the others."""
+    examples = []
+    for i in range(4):
+        before, subject, after = ("" if i in rows else f"w{50 + i} "), f"w{10 + i}", f" w{60 + i} w{70 + i}"
+        texts = [f"{before}{name}{after}" for name in (subject, f"w{30 + i}")]
+        spans = {"spans": {"subject": subject}, "corrupt_spans": {"subject": f"w{30 + i}"}}
+        examples.append(Counterfactual(*texts, (f"w{3 + i}",), (f"w{80 + i}",), group=f"group {i}", **spans))
+    return Task("opening", tuple(examples))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("subjects", [((2,), (1,), (0,)), ((1, 2), (0, 1), (1,))])
+def test_first_tokens_and_others_are_never_mixed(subjects, batch_size):
+    """A subject that begins its prompt is set to the mean of first tokens, another to that of later subjects' tokens,
+    whatever the reference has where."""
+    task = opening({0, 2})
+    reference = LM.prompts(["w50 w51 w52 w53", "w9 w60", "w20 w61"]).with_spans(subject=subjects)
+    values = LM.run(reference, "L0.mlp_out")["L0.mlp_out"]
+    rows = [values[i, start:] for i, start in enumerate(reference.start.tolist())]
+    first = torch.stack([x[0] for x in rows]).mean(0)
+    later = [x[[p for p in at if p]].mean(0) for x, at in zip(rows, subjects, strict=True) if any(at)]
+    edits = [Edit("L0.mlp_out@0", "set", first), Edit("L0.mlp_out@1", "set", sum(later) / len(later))]
+    lost = numbers(LM, task, "clean") - numbers(LM, task, "clean", lambda row: edits[row % 2])
+    options = {"kind": "mean", "spans": "subject", "reference": reference, "batch_size": batch_size}
+    found = ablation(LM, task, "L*.mlp_out", **options)
+    np.testing.assert_allclose(found.array[:, 0, 0], lost, atol=1e-5)
+    alone = ablation(LM, task, ["L1.head[2]", "L0.mlp_out"], **options)
+    np.testing.assert_allclose(alone.array[:, 1], lost, atol=1e-5)
+
+
+def test_a_mean_of_later_tokens_is_not_made_of_first_ones():
+    reference = LM.prompts(["w50 w51 w52 w53", "w9 w60"]).with_spans(subject=((0,), (0,)))
+    options = {"kind": "mean", "spans": "subject", "reference": reference}
+    with pytest.raises(TaskError, match=r'"subject" covers first ones alone.*\(a reference\) that have words in front'):
+        ablation(LM, opening({0, 2}), "L*.mlp_out", **options)
+    values = LM.run(reference, "L0.mlp_out")["L0.mlp_out"]
+    first = torch.stack([values[i, start] for i, start in enumerate(reference.start.tolist())]).mean(0)
+    task = opening({0, 1, 2, 3})
+    lost = numbers(LM, task, "clean") - numbers(LM, task, "clean", lambda row: Edit("L0.mlp_out@0", "set", first))
+    np.testing.assert_allclose(ablation(LM, task, "L*.mlp_out", **options).array[:, 0, 0], lost, atol=1e-5)
+
+
+@pytest.mark.parametrize("spans", ["all", "subject", ["end", "0"]])
+def test_the_task_as_its_own_reference_changes_nothing(spans):
+    for on in ("clean", "corrupt"):
+        options = {"kind": "mean", "spans": spans, "on": on}
+        own = ablation(LM, TASK, "L*.head", **options)
+        assert np.array_equal(own.array, ablation(LM, TASK, "L*.head", reference=TASK, **options).array)
+
+
+def test_the_mean_by_position_over_a_reference():
+    same = TASK.of([e for i, e in enumerate(TASK.examples) if i % 3 == 1])
+    length = int(measure(LM, same).prompts.lengths[0])
+    other = LM.prompts([list(range(start, start + length)) for start in (20, 31, 50)])
+    values = LM.run(other, "L0.mlp_out")["L0.mlp_out"].mean(0)
+    edits = [Edit(f"L0.mlp_out@{p}", "set", values[p]) for p in range(length)]
+    lost = numbers(LM, same, "clean") - numbers(LM, same, "clean", lambda row: edits)
+    options = {"kind": "mean", "per_position": True}
+    found = ablation(LM, same, ["L0.mlp_out"], reference=other, batch_size=2, **options)
+    np.testing.assert_allclose(found.array[:, 0], lost, atol=1e-9)
+    with pytest.raises(TaskError, match=r"reference\) of one template and length"):
+        ablation(LM, same, ["L0.mlp_out"], reference=LM.prompts([[20, 21], [30, 31]]), **options)
+
+
+def test_references_that_do_not_fit_are_refused():
+    with pytest.raises(PromptError, match="subject"):
+        ablation(LM, TASK, "L*.mlp_out", kind="mean", spans="subject", reference=pairs(4))
+    with pytest.raises(TrimtabError, match=r'reference says how a mean is taken.*give kind="mean"'):
+        ablation(LM, TASK, "L*.mlp_out", reference=pairs(4))
+    (option,) = [option for option in options_of(ablation) if option.name == "reference"]
+    assert option.kinds == ("task",), "on the command line it is the name of a task, or a file of one"
 
 
 def test_its_direction_is_that_of_patching_the_same_prompts():

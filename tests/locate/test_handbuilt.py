@@ -5,42 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.handbuilt import BOTH, CARRIER, EITHER, KEPT, SUBJECTS, bits, facts, logic, memory
+from tests.handbuilt import BOTH, EITHER, KEPT, SUBJECTS, bits, both_ways, facts, logic, memory
+from tests.locate.mechanisms import CARRIER, CASES, INDUCTION, METHODS, PREVIOUS, rolled, strengths, without
 from tests.locate.tinytasks import numbers
-from tests.locate.wired import wired
-from tests.tiny import words
 from trimtab.locate.ablation import ablation
-from trimtab.locate.atp_star import atp_star
 from trimtab.locate.attribution_patching import attribution_patching
 from trimtab.locate.direct import direct_logit_attribution
 from trimtab.locate.integrated_gradients import integrated_gradients
 from trimtab.locate.knowledge_neurons import knowledge_neurons
 from trimtab.locate.neuron_attribution import log_probability_increase
 from trimtab.locate.patching import patching
-from trimtab.locate.path_patching import path_patching
 from trimtab.locate.tracing import causal_tracing
-from trimtab.tasks.example import Counterfactual
-from trimtab.tasks.task import Task
 from trimtab.values.site import Site
 
-HEADS = {
-    "patching": lambda lm, task: patching(lm, task, "L*.head", spans="all"),
-    "necessity": lambda lm, task: patching(lm, task, "L*.head", spans="all", direction="noise"),
-    "resample": lambda lm, task: ablation(lm, task, "L*.head"),
-    "mean": lambda lm, task: ablation(lm, task, "L*.head", kind="mean"),
-    "zero": lambda lm, task: ablation(lm, task, "L*.head", kind="zero"),
-    "attribution patching": lambda lm, task: attribution_patching(lm, task, "L*.head", spans="all"),
-    "AtP*": lambda lm, task: atp_star(lm, task, "L*.head", spans="all"),
-    "AtP* without GradDrop": lambda lm, task: atp_star(lm, task, "L*.head", spans="all", grad_drop=False),
-    "integrated gradients": lambda lm, task: integrated_gradients(lm, task, "L*.head", spans="all"),
-}
+KINDS = ("resample", "mean", "zero")
 NEURONS = {
     "patching": lambda lm, task: patching(lm, task, every_neuron(lm)),
-    "resample": lambda lm, task: ablation(lm, task, every_neuron(lm)),
-    "mean": lambda lm, task: ablation(lm, task, every_neuron(lm), kind="mean"),
-    "zero": lambda lm, task: ablation(lm, task, every_neuron(lm), kind="zero"),
+    "patching, noise": lambda lm, task: patching(lm, task, every_neuron(lm), direction="noise"),
+    **{kind: lambda lm, task, kind=kind: ablation(lm, task, every_neuron(lm), kind=kind) for kind in KINDS},
     "attribution patching": lambda lm, task: attribution_patching(lm, task, every_neuron(lm)),
-    "integrated gradients": lambda lm, task: integrated_gradients(lm, task, "L*.neuron", spans="all"),
+    "integrated gradients": lambda lm, task: integrated_gradients(lm, task, "L*.neuron", spans="all", batch_size=256),
 }
 
 
@@ -48,29 +32,75 @@ def every_neuron(lm):
     return [f"L0.neuron[{i}]" for i in range(lm.shape(Site("neuron", 0))[0])]
 
 
+def check_first(method, lm, task, heads, wrong):
+    """The mean effects of these heads are positive, and each is more than five times the size of any other's; but for
+    those of `wrong`, which are this share of the smallest."""
+    effects = strengths(method, lm, task)
+    least = min(effects[head] for head in heads)
+    other = max(abs(effect) for head, effect in np.ndenumerate(effects) if head not in {*heads, *wrong})
+    assert least > 5 * other, f"{method} does not put {sorted(heads)} first: {effects.round(3).tolist()}"
+    for head, share in wrong.items():
+        assert effects[head] == pytest.approx(share * least, rel=0.02), f"{method}: {effects.round(3).tolist()}"
+
+
 def units(scores, k):
     """The layer and unit of the `k` strongest places."""
     return {(site.layer, *site.index) for site in scores.top(k)}
 
 
-def test_the_models_do_what_they_were_made_for():
+@pytest.mark.parametrize("name", CASES)
+def test_the_models_do_what_they_were_made_for(name):
     """Clean prompts have the answer as the likeliest token of all, and corrupt ones the distractor over it."""
-    lm, task = memory(), facts()
-    prompts = lm.prompts([e.clean for e in task.examples])
-    best = lm.run(prompts).logits[:, -1].argmax(-1)
-    assert best.tolist() == [lm.token(e.answers[0]) for e in task.examples]
-    for lm, task in [(memory(), facts()), *((logic(r), bits(r, t)) for r in ("and", "xor") for t in "AB")]:
-        assert (numbers(lm, task, "clean") > 0.5).all()
-        assert (numbers(lm, task, "corrupt") < -0.5).all()
+    lm, task = CASES[name].lm(), CASES[name].task()
+    assert (numbers(lm, task, "clean") > 0.5).all()
+    assert (numbers(lm, task, "corrupt") < -0.5).all()
+    said = [lm.run([example.clean]).logits[0, -1] for example in task.examples]
+    answers = [lm.token(example.answers[0]) for example in task.examples]
+    assert [float(z[answer]) for z, answer in zip(said, answers, strict=True)] == [float(z.max()) for z in said]
 
 
-@pytest.mark.parametrize("method", HEADS)
-def test_the_head_that_carries_an_attribute(method):
-    scores = HEADS[method](memory(), facts())
-    first, second = scores.top(2)
-    assert (first.layer, first.index) == (1, (0,)), f"{method} puts {first} before {CARRIER}"
-    means = np.sort(np.abs(scores.mean()).ravel())
-    assert means[-1] > 5 * means[-2], f"{second} does nothing"
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", CASES)
+def test_the_heads_that_do_the_work_come_first(name, method):
+    case = CASES[name]
+    check_first(method, case.lm(), case.task(), case.heads(method), case.wrong.get(method, {}))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["a fact", "a copy of another token", "induction, other keys", "and A"])
+def test_when_other_heads_do_the_work_they_come_first(name, method):
+    case = CASES[name]
+    lm = case.lm()
+    n = lm.anatomy.n_heads
+    heads = {(layer, (head + n // 2) % n) for layer, head in case.heads(method)}
+    wrong = {(layer, (head + n // 2) % n): share for (layer, head), share in case.wrong.get(method, {}).items()}
+    check_first(method, rolled(lm), case.task(), heads, wrong)
+
+
+CUTS = {
+    "a fact that no neuron holds": ("a fact", CARRIER, {"neurons": {0: list(KEPT.values())}}),
+    "a query without a previous-token head": ("induction, another query", INDUCTION, {"heads": {PREVIOUS}}),
+    "keys without a previous-token head": ("induction, other keys", INDUCTION, {"heads": {PREVIOUS}}),
+    "keys that no induction head has": ("induction, other keys", PREVIOUS, {"heads": {INDUCTION}}),
+    "and of one bit": ("and A", (0, 0), {"heads": {(0, 1)}}),
+    "and that no neuron makes": ("and B", (0, 1), {"neurons": {0: [BOTH]}}),
+    "xor that no neuron makes": ("xor A", (0, 0), {"neurons": {0: [BOTH, EITHER]}}),
+}
+
+EXACT = [method for method, (question, _) in METHODS.items() if question != "slope" and method != "mean ablation"]
+
+
+@pytest.mark.parametrize(
+    ("cut", "method"),
+    [(cut, m) for cut, (name, head, _) in CUTS.items() for m in EXACT if head in CASES[name].heads(m)],
+)
+def test_without_its_partner_a_head_does_nothing(cut, method):
+    """Slopes and means are left out: the last norm gives even a bit that nobody reads a slope, and the mean of what an
+    even head writes is nothing that it ever writes."""
+    name, head, gone = CUTS[cut]
+    case = CASES[name]
+    whole, less = (strengths(method, lm, case.task())[head] for lm in (case.lm(), without(case.lm(), **gone)))
+    assert abs(less) < 0.2 * whole
 
 
 @pytest.mark.parametrize("method", NEURONS)
@@ -112,64 +142,31 @@ def test_a_severed_mlp_is_the_memory():
     assert attention == pytest.approx(plain, rel=0.2)
 
 
-def test_the_path_runs_from_the_head_to_the_logits():
-    scores = path_patching(memory(), facts(), "L*.head", "logits")
-    assert str(scores.top(1)[0].source.with_(at=None)) == CARRIER
-
-
 def test_direct_methods_find_what_writes_the_answer():
     lm, task = memory(), facts()
     assert units(direct_logit_attribution(lm, task, "L*.head"), 1) == {(1, 0)}
     assert units(log_probability_increase(lm, task, "L*.head"), 1) == {(1, 0)}
 
 
-def induction():
-    """Two pairs and the first token of one of them again, after which its second comes. The twin asks for the other
-    pair, by its last token; or has the first tokens of the pairs exchanged, so that only the keys differ."""
-    rng, asked, exchanged = np.random.default_rng(0), [], []
-    for i in range(6):
-        a, b, x, y = rng.permutation(np.arange(5, 35))[:4].tolist()
-        told = {"answers": (f"w{b}",), "distractors": (f"w{y}",), "group": str(i)}
-        clean = words(a, b, 36, x, y, 37, a)
-        asked.append(Counterfactual(clean, words(a, b, 36, x, y, 37, x), **told))
-        spans = {"answer": f"w{b}"}
-        exchanged.append(Counterfactual(clean, words(x, b, 36, a, y, 37, a), **told, spans=spans))
-    return Task("asked", tuple(asked)), Task("exchanged", tuple(exchanged))
+@pytest.mark.parametrize("method", NEURONS)
+@pytest.mark.parametrize(("rule", "turned"), [(rule, turned) for rule in ("and", "xor") for turned in "AB"])
+def test_the_neurons_that_make_the_rule(rule, turned, method):
+    """Among prompts of both kinds "either" fires in each, so "both" makes the difference; in "and" alone, in "xor" with
+    the other one second."""
+    sizes = np.abs(NEURONS[method](logic(rule), both_ways(bits(rule, turned))).mean()).reshape(-1)[:12]
+    order = np.argsort(-sizes)
+    made = [BOTH] if rule == "and" else [BOTH, EITHER]
+    assert order[: len(made)].tolist() == made
+    assert sizes[made[-1]] > 100 * sizes[order[len(made)]]
 
 
-@pytest.mark.parametrize("grad_drop", [True, False])
-@pytest.mark.parametrize("part", ["q", "k"])
-def test_the_query_and_the_keys_of_an_induction_head(part, grad_drop):
-    """L1.head[0] looks where the token before was this one: at its query the repeated token tells, at its keys what
-    L0.head[0] has written; the other receivers of its layer do nothing."""
-    asked, exchanged = induction()
-    task, spans = (asked, "end") if part == "q" else (exchanged, "answer")
-    scores = atp_star(wired(), task, f"L*.{part}", spans=spans, grad_drop=grad_drop)
-    assert scores.options["applied"] == [part, *(["grad_drop"] if grad_drop else [])]
-    assert units(scores, 1) == {(1, 0)}
-    sizes = np.sort(np.abs(scores.mean()).ravel())
-    assert sizes[-1] > 5 * sizes[-2]
-    assert units(patching(wired(), task, f"L*.{part}", spans=spans), 1) == {(1, 0)}
-
-
-@pytest.mark.parametrize("rule", ["and", "xor"])
-@pytest.mark.parametrize(("turned", "head"), [("A", 0), ("B", 1)])
-@pytest.mark.parametrize("method", [m for m in HEADS if m not in ("resample", "mean", "zero")])
-def test_the_head_that_carries_the_turned_bit(rule, turned, head, method):
-    scores = HEADS[method](logic(rule), bits(rule, turned))
-    assert units(scores, 1) == {(0, head)}
-
-
-@pytest.mark.parametrize("rule", ["and", "xor"])
-@pytest.mark.parametrize("turned", ["A", "B"])
-def test_the_neurons_that_make_the_rule(rule, turned):
-    """Which of them is moved by the turned bit is known: "either" fires in both prompts, so "both" makes the
-    difference."""
-    lm, task = logic(rule), bits(rule, turned)
-    scores = NEURONS["patching"](lm, task)
-    assert units(scores, 1) == {(0, BOTH)}
-    zero = NEURONS["zero"](lm, task)
-    assert units(zero, 1) == {(0, BOTH if rule == "and" else EITHER)}
+def test_a_neuron_that_fires_in_all_prompts_alike_is_found_by_zero_alone():
+    """Where one bit is on, "xor" is made by "either"; to resample or average it among such prompts changes nothing."""
+    lm, task = logic("xor"), bits("xor", "A")
+    assert units(NEURONS["zero"](lm, task), 1) == {(0, EITHER)}
+    lost = {kind: float(ablation(lm, task, f"L0.neuron[{EITHER}]", kind=kind).mean()[0]) for kind in KINDS}
+    assert lost["zero"] > 10
+    assert max(abs(lost["resample"]), abs(lost["mean"])) < 0.01
 
 
 def test_both_bits_are_needed_for_and():

@@ -10,7 +10,8 @@ import pytest
 
 from trimtab import locate
 from trimtab.errors import TrimtabError
-from trimtab.locate.methods import about, described, is_method, method, methods, options
+from trimtab.locate.methods import about, described, functions, is_method, method, methods, options, subject
+from trimtab.locate.methods import function as function_named
 from trimtab.locate.patching import patching
 from trimtab.tasks.task import Task
 from trimtab.values.lens import Lens
@@ -66,6 +67,27 @@ def test_every_public_function_of_the_shape_is_a_method():
     assert {"patching", "ablation", "attribution_patching", "shift"} <= known.keys()
     assert {"logit_lens", "normalised", "total_effect"} & known.keys() == set()
     assert all(known[name] is getattr(locate, name) for name in known)
+
+
+def test_functions_are_methods_and_others_whose_result_can_be_kept():
+    known = functions()
+    assert methods().items() <= known.items()
+    others = {"composition", "role_graph", "patchscope", "dola", "train_tuned_lens", "fit_monitor", "score_monitor"}
+    assert others <= known.keys()
+    assert {"total_effect", "attribution_maps", "watch_stream", "first_layer"} & known.keys() == set()
+    assert function_named("role-graph") is locate.role_graph
+    with pytest.raises(TrimtabError, match="role_graph"):
+        function_named("role_grap")
+    told = {name: subject(known[name]) for name in sorted(others)}
+    assert told == {
+        "composition": ("", "weights"),
+        "dola": ("prompts", "prompts"),
+        "fit_monitor": ("train", "task"),
+        "patchscope": ("prompt", "prompts"),
+        "role_graph": ("", "weights"),
+        "score_monitor": ("task", "task"),
+        "train_tuned_lens": ("texts", "texts"),
+    }
 
 
 def test_every_option_of_every_method_can_be_given_as_text_and_is_explained():

@@ -31,20 +31,20 @@ def log_p(lm, stream, token):
 
 
 def before(lm, layer, name, row_run):
-    site = "resid_pre" if name == "head" or lm.anatomy.family.parallel else "resid_mid"
+    site = "resid_pre" if name != "neuron" or lm.anatomy.family.parallel else "resid_mid"
     return row_run[f"L{layer}.{site}"][0, -1]
 
 
 @pytest.mark.parametrize("family", SUMS)
-@pytest.mark.parametrize("name", ["neuron", "head"])
+@pytest.mark.parametrize("name", ["neuron", "attn_neuron", "head"])
 def test_increases_are_those_of_a_loop_that_adds_each_vector(family, name):
     lm = lm_of(family, torch.float32)
     scores = log_probability_increase(lm, TASK, f"L*.{name}")
     assert scores.unit == "nat"
     prompts, row = measure(lm, TASK, on="clean").prompts, 1
-    one, part = prompts.rows([row], trim=True), "attn" if name == "head" else "mlp"
+    one, part = prompts.rows([row], trim=True), "mlp" if name == "neuron" else "attn"
     token = answer_tokens(TASK)[row]
-    post = lm.anatomy.blocks[1].attn_post if name == "head" else lm.anatomy.blocks[1].mlp_post
+    post = lm.anatomy.blocks[1].mlp_post if name == "neuron" else lm.anatomy.blocks[1].attn_post
     for layer in range(2):
         run = lm.run(one, [f"L{layer}.{s}" for s in lm.anatomy.present(layer) if s not in ("scores", "pattern")])
         stream = before(lm, layer, name, run)
@@ -67,26 +67,26 @@ def _own(run, layer, name, unit):
 
 
 @pytest.mark.parametrize("family", SUMS)
-@pytest.mark.parametrize("name", ["neuron", "head"])
+@pytest.mark.parametrize("name", ["neuron", "attn_neuron", "head"])
 def test_estimates_of_a_layer_sum_to_that_of_what_it_writes(family, name):
     """With the norms frozen and the slope fixed, increments add up: those of the units to that of the sublayer."""
     lm = lm_of(family, torch.float32)
     estimates = log_probability_increase(lm, TASK, f"L*.{name}", estimate=True).array
     prompts, row, layer = measure(lm, TASK, on="clean").prompts, 2, 1
     one, token = prompts.rows([row], trim=True), answer_tokens(TASK)[row]
-    out = "attn_out" if name == "head" else "mlp_out"
+    out = "mlp_out" if name == "neuron" else "attn_out"
     run = lm.run(one, [f"L1.{s}" for s in lm.anatomy.present(1) if s not in ("scores", "pattern")])
     stream = before(lm, layer, name, run).detach().requires_grad_()
     logp = torch.log_softmax(lm.unembed(lm.final(stream[None, None])), -1)[0, 0, token]
     (slope,) = torch.autograd.grad(logp, stream)
     block = lm.anatomy.blocks[layer]
-    linear, post = (block.o, block.attn_post) if name == "head" else (block.down, block.mlp_post)
+    linear, post = (block.down, block.mlp_post) if name == "neuron" else (block.o, block.attn_post)
     with torch.no_grad():
         bias = linear(torch.zeros_like(run[f"L1.{name}"].flatten(2)))[0, -1]
         if post is None:
             constant = bias
         else:  # the norm of the bias with the frozen scale, and its own bias
-            raw = run["L1.attn_raw" if name == "head" else "L1.mlp_raw"][0, -1]
+            raw = run["L1.mlp_raw" if name == "neuron" else "L1.attn_raw"][0, -1]
             assert not bias.any()
             constant = post(torch.zeros_like(raw))
         whole = float((run[f"L1.{out}"][0, -1] - constant) @ slope)

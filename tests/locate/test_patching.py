@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.locate.deeper import deeper
 from tests.locate.tinytasks import numbers, pairs, twins
 from tests.model.tinies import lm_of
-from trimtab.errors import TaskError, TrimtabError
+from trimtab.errors import SiteError, TaskError, TrimtabError
 from trimtab.locate.patching import normalised, patching, total_effect
 from trimtab.tasks.measure import sides
 from trimtab.values.edit import Edit
@@ -53,6 +54,42 @@ def test_a_cell_is_a_run_with_the_twins_value(direction):
     np.testing.assert_allclose(scores.array[:, 1, 2, 0], change, atol=1e-9)
     assert scores.coords["span"] == ("subject", "end")
     assert scores.direction == direction
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize(("window", "layers"), [(1, [2]), (2, [1, 2]), (3, [1, 2, 3]), (9, [0, 1, 2, 3])])
+def test_a_window_is_its_layers_together(direction, window, layers):
+    lm = deeper("llama", 4)
+    both, sites = sides(lm, TASK), [f"L{layer}.mlp_out@-1" for layer in layers]
+    other, on, sign = (both.positive, "corrupt", 1) if direction == "denoise" else (both.negative, "clean", -1)
+
+    def edits(row):
+        run = lm.run(other.rows([row], trim=True), sites)
+        return [Edit(site, "set", run[site][0]) for site in sites]
+
+    expected = sign * (numbers(lm, TASK, on, edits) - numbers(lm, TASK, on))
+    scores = patching(lm, TASK, "L*.mlp_out", spans="end", direction=direction, window=window)
+    np.testing.assert_allclose(scores.array[:, 2, 0], expected, atol=1e-9)
+    assert scores.options.get("window", 1) == window
+    listed = patching(lm, TASK, ["L2.mlp_out@end"], direction=direction, window=window)
+    np.testing.assert_allclose(listed.array, scores.array[:, 2], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "sites",
+    ["L*.head", "L*.resid_post", "L*.neuron", ["L1.mlp_out[3]"], "L*.attn_neuron", "embed", "L0.mlp_out.feature@d[1]"],
+)
+def test_windows_are_of_whole_sublayers(sites):
+    """Head 3 of one layer has nothing to do with head 3 of the next, and the last of several streams undoes others."""
+    listed = [sites] if "feature" in sites else sites
+    with pytest.raises(SiteError, match="a window of 2 layers is of what whole sublayers give"):
+        patching(LM, TASK, listed, window=2)
+
+
+def test_windows_of_raw_outputs_are_those_of_what_is_added():
+    for name in ("attn_raw", "mlp_raw"):
+        out = patching(LM, TASK, f"L*.{name.replace('raw', 'out')}", window=2).array
+        np.testing.assert_allclose(patching(LM, TASK, f"L*.{name}", window=2).array, out, atol=1e-12)
 
 
 def test_fast_is_naive_and_batches_and_padding_make_no_difference():
@@ -100,6 +137,8 @@ def test_errors():
         patching(LM, pairs(), "L*.head")
     with pytest.raises(TrimtabError, match='did you mean "noise"'):
         patching(LM, TASK, "L*.head", direction="nois")
+    with pytest.raises(TrimtabError, match="window is how many layers are patched together, at least 1, got 0"):
+        patching(LM, TASK, "L*.head", window=0)
 
 
 def test_scores_survive_a_file(tmp_path):

@@ -45,6 +45,31 @@ def test_two_tasks(kind):
     np.testing.assert_array_equal(result.probe.margin(means.positive[site]) > 0, right)
 
 
+@pytest.mark.parametrize("kind", LINEAR)
+def test_sides_that_do_not_differ_are_told_apart_by_chance(kind):
+    """Every example is there both ways round, so that nothing read at any site can say which side is which."""
+    lm = planted()
+
+    def both_ways(*args, **options):
+        task = pairs(*args, **options)
+        return task.of([*task.examples, *(example.swapped() for example in task.examples)])
+
+    train, test = both_ways(12, groups=4, name="train"), both_ways(6, groups=2, start=60, name="test")
+    result = probe_accuracy(lm, train, test, "L1.resid_post", kind=kind, shuffles=1)
+    assert result.balanced_accuracy == pytest.approx(0.5)
+
+
+def test_a_probe_without_a_direction_says_why():
+    """The first token of every row is the same, and so is what is read there."""
+    result = probe_accuracy(
+        planted(), pairs(8, name="train"), pairs(8, name="test", start=60), "L0.resid_pre", read="0", shuffles=1
+    )
+    assert result.probe is None
+    assert result.balanced_accuracy == pytest.approx(0.5)
+    with pytest.raises(TrimtabError, match=r"L0\.resid_pre has no direction: the two sides do not differ there at 0"):
+        _ = result.direction
+
+
 def test_a_direction_is_an_edit_of_its_site():
     lm, train, test = planted(), pairs(16, name="train"), pairs(8, name="test")
     result = probe_accuracy(lm, train, test, "L1.head[2]", kind="difference", shuffles=1)

@@ -278,6 +278,9 @@ def test_errors():
     for options in ({"severed": "mlps"}, {"known": "tops"}, {"samples": 0}, {"noise": -1.0}, {"window": 0}):
         with pytest.raises(TrimtabError):
             causal_tracing(LM, TASK, **ALL | options)
+    for site in ("L*.head", "L*.resid_post", "embed"):
+        with pytest.raises(TrimtabError, match="window"):
+            causal_tracing(LM, TASK, site, window=2, **ALL)
     with pytest.raises(TrimtabError, match="one by one"):
         causal_tracing(LM, TASK, ["L1.mlp_out@end"], window=10, **ALL)
 

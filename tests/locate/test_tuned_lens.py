@@ -12,6 +12,7 @@ from trimtab.errors import FileError, ModelError, SiteError, TrimtabError
 from trimtab.locate import lens_training, tuned_lens
 from trimtab.locate.lens import logit_lens
 from trimtab.locate.lens_training import Positions
+from trimtab.locate.plans import cost
 from trimtab.locate.tuned_lens import gradients, train_tuned_lens
 from trimtab.values.tuned_lens import TunedLens
 
@@ -157,8 +158,11 @@ def test_bfloat16_training_is_nearly_the_same():
     ],
 )
 def test_bad_input(options, error, message):
+    given = {"texts": TEXTS, "steps": 2, "tokens": 8} | options
     with pytest.raises(error, match=message):
-        train_tuned_lens(lm_of("llama"), **{"texts": TEXTS, "steps": 2, "tokens": 8} | options)
+        train_tuned_lens(lm_of("llama"), **given)
+    with pytest.raises(error, match=message):
+        cost(train_tuned_lens, lm_of("llama"), given.pop("texts"), given)
 
 
 def test_a_lens_of_another_model_is_refused():

@@ -98,6 +98,7 @@ def test_shapes_are_those_of_the_table(family):
     for site in every_site(lm):
         sizes = {"batch": 2, "pos": 7, "query": 7, "key": 7, "d_model": 32, "vocab": VOCAB, "d_head": a.d_head}
         sizes |= {"head": a.n_kv if site.name in ("k", "v", "rot_k") else 4, "expert": 4}
+        sizes["d_attn"] = 4 * a.d_head
         sizes["d_mlp"] = a.blocks[site.layer or 0].d_mlp
         if site.name == "final" and family == "opt-350m":
             sizes["d_model"] = 20

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests.model.tinies import exact, lm_of, off, untouched
 from tests.tiny import FAMILIES
 from trimtab.errors import Busy, EditError, ModelError, PromptError, SiteError, TrimtabError
 from trimtab.model import generate as generate_room
-from trimtab.model import serving_steps
+from trimtab.model import serving_batch, serving_reading, serving_steps, steps
 from trimtab.model.edits import Compiled
 from trimtab.model.kvcache import KVCache
 from trimtab.model.serving import Batcher, Request, Stats
@@ -49,6 +50,7 @@ def edits(lm):
     v, u = direction(1), direction(2, size=1.0)
     held = Condition("L0.resid_pre", direction(3), 1.0, above=False)
     never = Condition("L0.resid_pre", direction(3), 1.0, above=True)
+    heads = Edit("L1.head", "add", direction(4, lm.anatomy.d_head))
     made = {
         "none": [],
         "vector": [Edit("L0.resid_post", "add", v)],
@@ -73,6 +75,8 @@ def edits(lm):
         "not held": [Edit("L0.resid_post", "add", 3 * v, when=never)],
         "logits": [Edit("logits[30]", "add", 4.0, where="generated")],
         "features": [Edit("L0.resid_post.feature@d[3,40]", "add", 3.0)],
+        "neurons, then heads": [Edit("L1.attn_neuron", "scale", 0.0), heads],
+        "heads, then neurons": [heads, Edit("L1.attn_neuron", "scale", -2.0)],
         "strength zero": [Edit("L0.resid_post", "add", v, strength=0.0)],
     }
     present = lm.anatomy.present(0)
@@ -95,6 +99,12 @@ def alone(lm, ids, intervention=None, **options):
         options = {"max_new_tokens": NEW, "dictionaries": {"d": Relu()}} | options
         found = lm.generate(lm.prompts([list(ids)], mask=[[1] * len(ids)]), intervention, **options)
     return found.ids[0], torch.cat(heard)
+
+
+def listen(monkeypatch, picked):
+    """Pick first tokens and all others in this way."""
+    for room in (serving_reading, serving_batch):
+        monkeypatch.setattr(room, "picked", picked)
 
 
 def ids_of(deltas):
@@ -153,13 +163,13 @@ class TestAlone:
     def test_unsteered_rows_are_bitwise_those_of_a_batch_without_steering(self, family, monkeypatch):
         lm = lm_of(family)
         heard = []
-        whole = serving_steps.picked
+        whole = serving_batch.picked
 
         def picked(rows, logits):
             heard.append({row.ticket.number: part.clone() for row, part in zip(rows, logits, strict=True)})
             return whole(rows, logits)
 
-        monkeypatch.setattr(serving_steps, "picked", picked)
+        listen(monkeypatch, picked)
         found = []
         for steered in (False, True):
             heard.clear()
@@ -266,7 +276,7 @@ class TestComingAndGoing:
         whole = batcher._make_way
         monkeypatch.setattr(batcher, "_make_way", lambda *args: ways.append(1) or whole(*args))
         while batcher.step():
-            cache = batcher._cache
+            cache = batcher._batch.cache
             most = max(most, 0 if cache is None else cache.rows * cache.width)
         assert ways, "no row made way: this test would see nothing"
         assert most <= 40
@@ -276,6 +286,55 @@ class TestComingAndGoing:
                 expected = alone(lm, ids, on, max_new_tokens=20, temperature=float(n % 2), seed=n)[0]
             assert ids_of(ticket) == expected
         assert batcher.stats.prompt_tokens == sum(len(ids) for ids in PROMPTS[:3])
+
+    def test_what_a_condition_decided_holds_when_its_row_is_read_again(self, monkeypatch):
+        """Another pass rounds otherwise, so the same prompt could fall on the other side of a threshold."""
+        lm, decided = self.lm, []
+
+        def first_above(condition, x, frame):
+            frame.held[condition] = torch.tensor([not decided])
+            decided.append(condition)
+
+        batcher = Batcher(lm)
+        batcher._ends = frozenset()
+        when = Condition("L0.resid_pre", direction(3), 0.0)
+        edit = Edit("L0.resid_post", "add", direction(1))
+        monkeypatch.setattr(steps, "evaluate", first_above)
+        ticket = batcher.submit(Request(PROMPTS[0], Intervention.of(edit.with_(when=when)), max_new_tokens=12))
+        for _ in range(4):
+            batcher.step()
+        batcher._make_way()
+        assert batcher._batch.rows == []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generate_room, "ends", lambda lm: frozenset())
+            expected = alone(lm, PROMPTS[0], Intervention.of(edit), max_new_tokens=12)[0]
+        assert ids_of(ticket) == expected
+        assert decided == [when]
+        assert expected != alone(lm, PROMPTS[0], max_new_tokens=12)[0]
+
+    def test_caches_go_with_their_rows(self, monkeypatch):
+        """Those of prompts when they have joined, that of the batch with its last row: none waits to be collected."""
+        caches, whole = [], KVCache.__init__
+
+        def made(cache, *args, **options):
+            caches.append(weakref.ref(cache))
+            whole(cache, *args, **options)
+
+        monkeypatch.setattr(KVCache, "__init__", made)
+        batcher, most = Batcher(self.lm, max_rows=3), 0
+        gc.disable()
+        try:
+            for n in range(9):
+                batcher.submit(Request(PROMPTS[n % 6], max_new_tokens=2 + n))
+                batcher.step()
+                most = max(most, sum(ref() is not None for ref in caches))
+            while batcher.step():
+                most = max(most, sum(ref() is not None for ref in caches))
+            assert len(caches) > 5
+            assert most <= 2, "the batch's, and that of prompts that are being read"
+            assert [ref() for ref in caches] == [None] * len(caches)
+        finally:
+            gc.enable()
 
     def test_memory_is_flat(self):
         lm = self.lm
@@ -420,21 +479,21 @@ class TestErrors:
         assert (batcher.stats.failed, batcher.stats.finished, batcher.stats.active) == (1, 2, 0)
 
     def test_a_pass_over_prompts_that_fails_is_tried_request_by_request(self, monkeypatch):
-        lm, whole = self.lm, serving_steps.last_logits
+        lm, whole = self.lm, serving_batch.last_logits
 
         def forward(lm, ids, *rest):
             if bool((ids == 31).any()):
                 raise MemoryError("too much")
             return whole(lm, ids, *rest)
 
-        monkeypatch.setattr(serving_steps, "last_logits", forward)
+        monkeypatch.setattr(serving_batch, "last_logits", forward)
         batcher = Batcher(lm)
         tickets = [batcher.submit(Request(ids, max_new_tokens=3)) for ids in ((30, 31), (5, 6, 7), (7, 12))]
         assert [list(t)[-1].finish for t in tickets] == ["error", "length", "length"]
         assert batcher.stats.failed == 1
 
     def test_a_step_that_fails_for_all_leaves_a_batcher_that_goes_on(self, monkeypatch):
-        lm, whole = self.lm, serving_steps.last_logits
+        lm = self.lm
         batcher = Batcher(lm)
         tickets = [batcher.submit(Request(ids, max_new_tokens=5)) for ids in PROMPTS[:2]]
         batcher.step()
@@ -443,11 +502,10 @@ class TestErrors:
             raise RuntimeError
 
         with monkeypatch.context() as patch:
-            patch.setattr(serving_steps, "last_logits", forward)
+            patch.setattr(serving_batch, "last_logits", forward)
             batcher.step()
         assert [list(ticket)[-1].error for ticket in tickets] == ["RuntimeError", "RuntimeError"]
         assert batcher.stats.cache_tokens == 0
-        monkeypatch.setattr(serving_steps, "last_logits", whole)
         assert ids_of(batcher.submit(Request(PROMPTS[0]))) == alone(lm, PROMPTS[0], max_new_tokens=64)[0]
 
     def test_a_row_that_cannot_be_drawn_from_fails_alone(self):
@@ -471,14 +529,14 @@ class TestErrors:
 
     def test_picking_that_raises_is_tried_again_request_by_request(self, monkeypatch):
         """Whatever it is that raises between a pass and its tokens: one request ends, and no row is lost."""
-        lm, whole = self.lm, serving_steps.picked
+        lm, whole = self.lm, serving_batch.picked
 
         def picked(rows, logits):
             if any(row.request.seed == 13 for row in rows):
                 raise RuntimeError("no words for clients")
             return whole(rows, logits)
 
-        monkeypatch.setattr(serving_steps, "picked", picked)
+        listen(monkeypatch, picked)
         batcher = Batcher(lm)
         first = batcher.submit(Request(PROMPTS[0], max_new_tokens=12))
         for _ in range(3):
@@ -492,41 +550,16 @@ class TestErrors:
         assert (batcher.stats.failed, batcher.stats.active, batcher.stats.waiting) == (1, 0, 0)
 
     def test_picking_that_is_interrupted_leaves_no_column_behind(self, monkeypatch):
-        lm, whole = self.lm, serving_steps.picked
+        lm = self.lm
         batcher = Batcher(lm)
         ticket = batcher.submit(Request(PROMPTS[0], max_new_tokens=6))
         for _ in range(3):
             with monkeypatch.context() as patch:
-                patch.setattr(serving_steps, "picked", interrupted)
+                listen(patch, interrupted)
                 with pytest.raises(KeyboardInterrupt):
                     batcher.step()
             batcher.step()
         assert ids_of(ticket) == alone(lm, PROMPTS[0], max_new_tokens=6)[0]
-        assert serving_steps.picked is whole
-
-    def test_no_memory_for_a_row_that_joins(self, monkeypatch):
-        """It ends with an error; those that ran are read again and say what they would have said."""
-        lm, whole, failed = self.lm, KVCache._lay, []
-        batcher = Batcher(lm)
-        first = [batcher.submit(Request(ids, max_new_tokens=12)) for ids in PROMPTS[:2]]
-        for _ in range(3):
-            batcher.step()
-
-        def lay(cache, *args, **options):
-            if not failed:
-                failed.append(True)
-                cache.layers[0].keys = cache.layers[0].keys[:0]  # the first layer was moved, the others were not
-                raise MemoryError
-            return whole(cache, *args, **options)
-
-        monkeypatch.setattr(KVCache, "_lay", lay)
-        joining = batcher.submit(Request(PROMPTS[3], max_new_tokens=12))
-        last = list(joining)[-1]
-        assert failed, "nothing was moved: this test would see nothing"
-        assert (last.finish, last.error, last.own) == ("error", "MemoryError", False)
-        for ids, ticket in zip(PROMPTS, first, strict=False):
-            assert ids_of(ticket) == alone(lm, ids, max_new_tokens=12)[0]
-        assert (batcher.stats.failed, batcher.stats.finished, batcher.stats.active) == (1, 2, 0)
 
     @pytest.mark.parametrize("threaded", [False, True])
     def test_a_step_that_breaks_ends_everyone_and_loses_nobody(self, monkeypatch, threaded):

@@ -8,10 +8,11 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import openai
 import pytest
 
-from tests.serve.running import KEY, VECTORS, hooks, served, service, slowly, tiny_lm, until
+from tests.serve.running import AUTH, KEY, VECTORS, hooks, served, service, slowly, tiny_lm, until
 from tests.tiny import words
 from trimtab.values.edit import Intervention
 
@@ -310,8 +311,6 @@ def test_vectors(server):
 
 
 def test_health_needs_no_key_and_everything_else_does(server):
-    import httpx
-
     assert httpx.get(f"{server.url}/health", trust_env=False).json()["status"] == "ok"
     paths = ["/v1/models", "/v1/models/tiny", "/v1/steering/vectors", "/v1/steering/vectors/joy", "/metrics"]
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"Authorization": b"Bearer \xff"}):
@@ -331,6 +330,10 @@ def test_nothing_else_is_there(server):
         found = server.get(path)
         assert (found.status_code, found.json()["error"]["type"]) == (404, "not_found_error")
     assert server.get("/v1/completions").status_code == 405
+    for method in ("GET", "POST"):  # what is said of it does not grow with it
+        found = httpx.request(method, f"{server.url}/v1/models{'/x' * 10_000}", headers=AUTH, trust_env=False)
+        assert found.status_code in (404, 405)
+        assert len(found.content) < 500
 
 
 @pytest.mark.parametrize(
@@ -491,13 +494,37 @@ def test_a_failure_that_is_nobodys_own_is_a_500_without_its_words(lm, server, st
     until(lambda: server.idle)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_for_which_there_is_no_memory_ends_and_those_beside_it_go_on(lm, server, stream):
+    def few(_, args, kwargs):
+        if 90 in kwargs["input_ids"]:
+            raise MemoryError
+
+    body = {"prompt": TEXT, "temperature": 0, "max_tokens": 30}
+    handle = lm.hf.register_forward_pre_hook(few, with_kwargs=True)
+    try:
+        with slowly(lm, 0.02), ThreadPoolExecutor(4) as threads:
+            beside = [threads.submit(server.post, "/v1/completions", body) for _ in range(4)]
+            until(lambda: server.service.batcher.stats.active == 4)
+            found = server.post("/v1/completions", {"prompt": words(90), "stream": stream})
+            assert not any(one.done() for one in beside), "nothing ran beside it: this test would see nothing"
+            texts = {one.result().json()["choices"][0]["text"] for one in beside}
+    finally:
+        handle.remove()
+    error = json.loads(found.text.removeprefix("data: ").split("\n\n")[0])["error"]
+    assert (error["code"], error["type"]) == ("out_of_memory", "server_error")
+    assert "ask for a shorter one" in error["message"]
+    assert found.status_code == (200 if stream else 503)
+    assert texts == {expected(lm, max_new_tokens=30).texts[0]}
+    until(lambda: server.idle)
+
+
 HOSTS = ["localhost", "localhost:9", "127.0.0.1", "127.0.0.1:8000", "[::1]:80", "LOCALHOST:1"]
 OTHERS = ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example", "192.168.1.5:80", ""]
 
 
 def test_without_a_key_a_host_must_be_this_machine(lm, server):
     """A page whose name leads to this machine (DNS rebinding) could otherwise read everything."""
-    import httpx
 
     def status(url, path, host, **options):
         return httpx.request("GET", f"{url}{path}", headers={"Host": host}, trust_env=False, **options).status_code

@@ -11,7 +11,7 @@ import pytest
 from tests.serve.running import service, until
 from tests.tiny import words
 from trimtab.errors import ModelError
-from trimtab.model.serving import Delta, Ticket
+from trimtab.model.serving import Delta, Stats, Ticket
 from trimtab.serve.completing import Answers, check_length, prompts_of, requests_of, token_logprobs
 from trimtab.serve.problems import Problem
 from trimtab.serve.replies import Frame, Text
@@ -28,16 +28,15 @@ def text_body(**options):
 class SlowBatcher:
     """Takes requests only when it is told to, and writes nothing."""
 
-    max_rows, max_tokens, dictionaries = 2, 64, None
-    stats = SimpleNamespace(active=0, waiting=0, finished=0, cancelled=0, prompt_tokens=0, generated_tokens=0, steps=0)
+    max_rows, max_tokens, dictionaries, stats = 2, 64, None, Stats(0, 0, 0, 0, 0, 0, 0)
 
     def __init__(self):
         self.go, self.tickets = threading.Event(), []
 
-    def submit(self, request):
+    def submit_all(self, requests):
         assert self.go.wait(10)
-        self.tickets.append(Ticket(len(self.tickets), len(request.ids), lambda: False))
-        return self.tickets[-1]
+        self.tickets = [Ticket(number, len(request.ids), lambda: False) for number, request in enumerate(requests)]
+        return self.tickets
 
 
 @pytest.mark.parametrize("answered", [False, True])

@@ -214,6 +214,96 @@ def test_a_client_that_takes_too_little_is_cut_off(lm, rate, cut):
     asyncio.run(read())
 
 
+@pytest.mark.parametrize(
+    "sent_",
+    [
+        b"nonsense\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # the first bytes of TLS
+        b"GET /health HTTP/1.1\r\n\r\n",  # no Host
+        b"GET /health HTTP/1.1\r\nHost: here\r\nbad header\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Length: many\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_told_so_in_the_shape_of_other_errors(server, sent_):
+    head, body = answer_to(server, sent_ + b"\r\n" * 8)
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert b"content-type: application/json" in head
+    error = json.loads(body)["error"]
+    assert (error["code"], error["type"], set(error)) == (
+        "invalid_http", "invalid_request_error", {"message", "type", "param", "code"},
+    )  # fmt: skip
+    assert good(server)
+
+
+NO_CHUNK = b"no number\r\n"
+
+
+def chunked(key):
+    lines = [f"POST {PATH} HTTP/1.1", "Host: here", "Content-Type: application/json", "Transfer-Encoding: chunked"]
+    return "\r\n".join([*lines, f"Authorization: Bearer {key}", "", ""]).encode()
+
+
+def test_a_body_that_is_no_http_is_told_so_too(server):
+    data = json.dumps(GOOD).encode()
+    head, body = answer_to(server, chunked(KEY) + f"{len(data):x}\r\n".encode() + data + b"\r\n" + NO_CHUNK)
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+    until(lambda: server.idle)
+
+
+def test_behind_an_answer_there_is_no_place_for_another(server, caplog):
+    with connected(server) as connection:
+        connection.sendall(chunked("wrong"))
+        answer = connection.recv(10_000)
+        connection.sendall(NO_CHUNK)
+        answer += b"".join(iter(lambda: connection.recv(10_000), b""))
+    assert answer.startswith(b"HTTP/1.1 401")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert good(server)
+
+
+def test_a_head_is_answered_with_a_head_whatever_follows(server):
+    head = b"HEAD /health HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n"
+    _, body = answer_to(server, head)
+    assert body == b""
+    assert good(server)
+
+
+def connected(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def answer_to(server, content):
+    """The head and the body of what the server says before it closes the connection."""
+    with connected(server) as connection:
+        connection.sendall(content)
+        answer = b"".join(iter(lambda: connection.recv(10_000), b""))
+    return answer.partition(b"\r\n\r\n")[::2]
+
+
+def test_more_connections_than_there_may_be(lm):
+    with served(service(lm, limits=Limits(connections=3))) as running:
+        idle = [connected(running) for _ in range(2)]
+        try:
+            until(lambda: len(running.server.server_state.connections) == 2)
+            assert good(running), "as many as there may be"
+            idle.append(connected(running))
+            until(lambda: len(running.server.server_state.connections) == 3)
+            for method, path in (("POST", PATH), ("GET", "/health"), ("GET", "/nowhere")):
+                found = httpx.request(method, f"{running.url}{path}", headers=JSON, content=b"{", trust_env=False)
+                assert (found.status_code, found.json()["error"]["code"]) == (503, "too_many_connections")
+                assert found.headers["retry-after"] == "1"
+                assert found.headers["connection"] == "close"
+        finally:
+            for connection in idle:
+                connection.close()
+        until(lambda: not running.server.server_state.connections)
+        assert good(running)
+        assert 'trimtab_requests_total{route="other",status="503"} 3.0' in running.get("/metrics").text
+
+
 def test_the_limit_of_tokens_is_told(small):
     found = small.post(PATH, GOOD | {"max_tokens": 30})
     assert (found.status_code, found.json()["error"]["code"]) == (400, "context_length_exceeded")

@@ -37,12 +37,31 @@ def test_counts(lm):
         assert found["trimtab_requests_total", "/v1/steering/vectors/{name}", "404"] == 1
         assert found["trimtab_requests_total", "404", "other"] == 2
         assert found["trimtab_generated_tokens_total",] == written
-        assert found["trimtab_prompt_tokens_total",] == 6 * 3
+        assert found["trimtab_prompt_tokens_total",] == 3 * 3  # once for both answers
         assert found["trimtab_finished_total",] == found["trimtab_first_token_seconds_count",] == 6
         assert found["trimtab_steered_answers_total", "joy"] == 2
         assert found["trimtab_steered_answers_total", "late"] == 1
         assert ("trimtab_steered_answers_total", "anger") not in found
         assert found["trimtab_active",] == found["trimtab_waiting",] == 0
+        for name in ("failed", "retried", "read_again"):
+            assert found[f"trimtab_{name}_total",] == 0
+
+
+def test_passes_that_are_made_again_and_answers_that_fail_are_counted(lm):
+    def few(_, args, kwargs):
+        if len(kwargs["input_ids"]) > 1 or 90 in kwargs["input_ids"]:
+            raise MemoryError
+
+    with served(service(lm)) as running:
+        handle = lm.hf.register_forward_pre_hook(few, with_kwargs=True)
+        try:
+            assert running.post("/v1/completions", BODY).status_code == 200
+            assert running.post("/v1/completions", BODY | {"prompt": words(90), "n": 1}).status_code == 503
+        finally:
+            handle.remove()
+        found = counted(running)
+        assert found["trimtab_retried_total",] > 0
+        assert found["trimtab_failed_total",] == 1
 
 
 def test_a_failure_of_ours_is_counted(lm, monkeypatch):

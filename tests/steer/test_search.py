@@ -16,6 +16,7 @@ from tests.evaluate.tinies import passages, questions, vector
 from tests.model.tinies import lm_of
 from tests.tiny import words
 from trimtab.errors import EditError, FileError, MissingExtra, SiteError, TaskError, TrimtabError
+from trimtab.evaluate import bench
 from trimtab.evaluate.capabilities import measured_items
 from trimtab.evaluate.effect import effects
 from trimtab.evaluate.places import places
@@ -119,14 +120,14 @@ def test_without_proposals_there_is_no_search(none):
 
 def test_numbers_that_are_missing_are_never_picked(monkeypatch):
     """A model that gives NaN under an intervention costs it the search, and the others go on."""
-    real = module.side_effects
+    real = bench.side_effects
 
     def broken(*arguments, **options):
         cost = real(*arguments, **options)
         cost.kl[0] = np.nan
         return cost
 
-    monkeypatch.setattr(module, "side_effects", broken)
+    monkeypatch.setattr(bench, "side_effects", broken)
     made = found(math.inf)
     assert math.isnan(made.points[0].kl)
     assert not made.points[0].allowed
@@ -473,14 +474,14 @@ def test_refused_draws_count_as_trials(tmp_path, cheap):
 
 
 def test_numbers_that_are_missing_are_kept_and_never_picked(monkeypatch):
-    real = module.side_effects
+    real = bench.side_effects
 
     def broken(*arguments, **options):
         cost = real(*arguments, **options)
         cost.kl[0] = np.nan
         return cost
 
-    monkeypatch.setattr(module, "side_effects", broken)
+    monkeypatch.setattr(bench, "side_effects", broken)
     made = trials(3)
     assert len(made.points) == 3
     assert all(math.isnan(p.kl) and not p.front for p in made.points)
@@ -500,6 +501,7 @@ def test_without_optuna_it_says_what_to_install(monkeypatch):
         ({"journal": "x"}, "a grid has none"),
         ({"methods": []}, "no methods were given"),
         ({"coefficients": (), "methods": means}, "no coefficients"),
+        ({"factors": (), "methods": scale}, "no coefficients"),
         ({"how": "tpe", "coefficients": ()}, "no coefficients"),
         ({"how": "tpe", "trials": 0}, "at least 1"),
     ],

@@ -11,12 +11,13 @@ from tests.locate import tinytasks
 from tests.model.tinies import IDS, RAGGED, lm_of
 from tests.tiny import FAMILIES, words
 from trimtab import locate
-from trimtab.errors import EditError, SiteError
+from trimtab.errors import EditError, SiteError, TaskError
 from trimtab.evaluate.effect import effects
 from trimtab.evaluate.resampling import resampled
 from trimtab.steer.typical import mean, noise, resample
 from trimtab.tasks.example import Contrast
 from trimtab.tasks.measure import measure
+from trimtab.tasks.reference import name_of
 from trimtab.tasks.task import Task
 from trimtab.values.edit import Edit, Intervention, Noise, Ref
 from trimtab.values.site import Site
@@ -43,6 +44,21 @@ def test_a_mean_is_the_ablation_that_locates(task, where):
         lost = -number(task, mean(LM, task, site, where=where))
         np.testing.assert_allclose(lost, found.array[:, i], atol=1e-5)
     assert np.abs(found.array).max() > 1e-2
+
+
+@pytest.mark.parametrize("reference", [questions(5), LM.prompts(["w50 w51 w52", "w9 w60"])], ids=["task", "prompts"])
+@pytest.mark.parametrize("where", ["all", "-1", "1:"])
+def test_a_mean_over_a_reference_is_the_ablation_that_locates(reference, where):
+    task = tinytasks.twins()
+    found = locate.ablation(LM, task, SITES, kind="mean", spans=where, reference=reference)
+    for i, site in enumerate(SITES):
+        made = mean(LM, task, site, where=where, reference=reference)
+        np.testing.assert_allclose(-number(task, made), found.array[:, i], atol=1e-5)
+    assert made.name == f"mean of {name_of(reference)}"
+    assert made.provenance.options["reference"] == reference.digest
+    own = mean(LM, task, SITES, where=where, reference=task)
+    for one, other in zip(own, mean(LM, task, SITES, where=where), strict=True):
+        np.testing.assert_array_equal(one.value, other.value)
 
 
 def test_the_mean_by_hand():
@@ -95,6 +111,26 @@ def test_a_rows_only_token_has_the_mean_of_first_tokens():
     run = LM.run([[5], [5, 6]], "L1.resid_post", edit=mean(LM, questions(4), "L1.resid_post"))
     values, mask = run["L1.resid_post"], run.prompts.mask.bool()
     torch.testing.assert_close(values[0][mask[0]][0], values[1][mask[1]][0])
+
+
+def test_first_tokens_count_in_no_mean_of_others():
+    """Of a span that begins some prompts the others count; where it begins all of them, these do."""
+    prompts = LM.prompts([[5], [5, 6, 7], [8, 9]])
+    values = LM.run(prompts, "L1.resid_post")["L1.resid_post"]
+    rows = [values[i, start:] for i, start in enumerate(prompts.start.tolist())]
+    first = torch.stack([x[0] for x in rows]).mean(0)
+    for subjects, wanted in (
+        (((0,), (0, 1), (1,)), (rows[1][1] + rows[2][1]) / 2),
+        (((0,), (0,), (0,)), first),
+    ):
+        reference = prompts.with_spans(subject=subjects)
+        (edit,) = mean(LM, questions(4), "L1.resid_post", where="subject", reference=reference)
+        np.testing.assert_allclose(edit.value, wanted, atol=1e-6)
+    rest, apart = mean(LM, questions(4), "L1.resid_post", reference=prompts)
+    np.testing.assert_allclose(rest.value, (rows[1][1:].mean(0) + rows[2][1]) / 2, atol=1e-6)
+    np.testing.assert_allclose(rest.value + apart.value, first, atol=1e-6)
+    with pytest.raises(TaskError, match="covers first ones alone"):
+        mean(LM, questions(4), "L1.resid_post", reference=LM.prompts([[5], [6]]))
 
 
 # Resampling

@@ -8,7 +8,7 @@ import torch
 
 from tests.studies.small import contrast, counterfactual, study
 from trimtab.studies.context import WIDE, Context
-from trimtab.studies.shuffled import _cost, _within, gradients, halves, shuffled_studies
+from trimtab.studies.shuffled import NEAR, _within, gradients, halves, shuffled_studies
 from trimtab.tasks.measure import measure
 from trimtab.values.site import Site
 
@@ -40,14 +40,26 @@ def test_a_draw_has_the_strengths_that_the_study_has(context):
 
 
 def test_what_costs_too_much_is_made_weaker_until_it_fits(context):
-    """The limit holds where KL grows otherwise than as the square, as it does of strong vectors."""
-    draws = shuffled_studies(context, 4, seed=0)
-    limit = float(_cost(context, [draw * 30.0 for draw in draws]).min()) / 50
+    """Also where KL grows otherwise than as the square, as it does of strong vectors; the rest stays as it is."""
+    strong = [draw * 30.0 for draw in shuffled_studies(context, 4, seed=0)]
+    strong += [draw * -1.0 for draw in strong]
+    _, before = _within(context, strong, weaken=False)
+    limit = float(np.median(before)) / 20
     tight = Context(context.lm, context.parts, context.settings.with_(kl_limit=limit), context.report)
-    strong = [draw * 30.0 for draw in draws]
-    cost = _cost(tight, _within(tight, strong, _cost(tight, strong)))
-    assert (cost <= 1.3 * limit).all()
-    assert (cost >= 0.3 * limit).all(), "no weaker than it must be"
+    found, kl = _within(tight, strong, weaken=True)
+    for one, was, cost, cost_before in zip(found, strong, kl, before, strict=True):
+        if cost_before <= limit:
+            assert one == was
+        else:
+            assert (2 - NEAR) * limit <= cost <= NEAR * limit
+    np.testing.assert_allclose(_within(tight, found, weaken=False)[1], kl, rtol=1e-5)
+
+
+def test_a_draw_that_nothing_fits_does_nothing(context, monkeypatch):
+    """What is over the limit after all rounds is not tried."""
+    monkeypatch.setattr("trimtab.studies.shuffled.ROUNDS", 1)
+    tight = Context(context.lm, context.parts, context.settings.with_(kl_limit=1e-9), context.report)
+    assert [draw.edits for draw in shuffled_studies(tight, 3, seed=0)] == [()] * 3
 
 
 def test_exactly_half_of_the_pairs_are_swapped():

@@ -139,7 +139,7 @@ def test_places_that_a_method_cannot_do_are_left_out_and_said_to_be(tmp_path, of
     tried = list(_proposals(context, validation, left_out))
     assert [(p.method, p.site, p.coefficients) for p in tried] == [
         *[("turned", "L0.resid_post", (1.0, 2.0))] * len(context.settings.scopes),
-        ("zero", "L0.head[1], L0.head[3]", (1.0,)),
+        *[("zero", "L0.head[1], L0.head[3]", (1.0,))] * len(context.settings.scopes),
     ]
     assert set(left_out) == {
         "turned at L0.head[1], L0.head[3]",

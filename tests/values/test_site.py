@@ -152,6 +152,7 @@ def test_fields_that_do_not_fit_are_refused(fields, message):
         ("L0.head", "head"),
         ("L0.pattern", "head"),
         ("L0.neuron", "neuron"),
+        ("L0.attn_neuron", "neuron"),
         ("L0.router", "expert"),
         ("L0.resid_pre", "channel"),
         ("L0.head.feature@d", "feature"),

@@ -90,9 +90,10 @@ def lens(
 
     found = logit_lens(lm, prompts, top=top, answer=answer, edit=edit, sites=sites, lens=translators)
     if html is not None:
+        from trimtab.figures.figure import write_text
         from trimtab.report.lens import lens_html
 
-        _write(html, lens_html(found))
+        write_text(html, lens_html(found))
     if save is not None:
         found.save(save)
     if as_json:
@@ -258,17 +259,3 @@ def _legend() -> Text:
 
 def _ordinal(n: int) -> str:
     return {1: "", 2: "2nd", 3: "3rd"}.get(n, f"{n}th")
-
-
-def _write(path: Path, page: str) -> None:
-    """The page in one piece: a file of that name is the old one or the whole new one."""
-    from trimtab.errors import FileError
-
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,61 +8,84 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from trimtab.commands.options import say, usage
-from trimtab.commands.task import read_source
+from trimtab.commands.outline import Outline, outlines
+from trimtab.commands.task import checked_source, read_source
 from trimtab.errors import TaskError, TrimtabError
 
 if TYPE_CHECKING:
-    from typer.core import TyperCommand
-
     from trimtab.model.lm import LM
     from trimtab.tasks.files import Loaded
     from trimtab.tasks.signatures import Method, Option
     from trimtab.tasks.task import Task
 
-Part = Literal["train", "validation", "test", "all"]
 PARTS = ("train", "validation", "test", "all")
-EXAMPLES = 32
 
 Run = Callable[["list[Option]", "dict[str, Any]", "Mapping[str, str]", "dict[str, Any]"], None]
 """(the method's own options, what was given of them, the flag of each, what was given of the shared ones)"""
 
 
-class MethodGroup(TyperGroup):
-    """A group whose commands are methods, made when they are asked for."""
+def method_group(listed: Callable[[], Mapping[str, str]], made: Callable[[str], TyperCommand]) -> type[TyperGroup]:
+    """A group whose commands are methods, beside those that are registered with it.
 
-    def known(self) -> Mapping[str, Method]:
-        """Every method by its name."""
-        raise NotImplementedError
+    `listed` gives every method's name and what it is about, without importing it, for help and completion; `made` the
+    command of one, when it is called. It raises TrimtabError, with the nearest name, where there is none.
+    """
 
-    def named(self, name: str) -> Method:
-        """A method by its name; TrimtabError with the nearest one where there is none."""
-        raise NotImplementedError
+    class Methods(TyperGroup):
+        """Commands that are made when they are asked for."""
 
-    def made(self, name: str, function: Method) -> TyperCommand:
-        """The command of a method."""
-        raise NotImplementedError
+        def list_commands(self, ctx: typer.Context) -> list[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+            """Every name."""
+            return sorted({*self.commands, *listed()})
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Every method."""
-        return sorted(self.known())
+        def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            """What a list says of a command: its name and what it is about."""
+            if cmd_name in self.commands:
+                return cast("TyperCommand", self.commands[cmd_name])
+            about = listed().get(cmd_name)
+            return None if about is None else TyperCommand(cmd_name, help=about)
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The command of a method; a usage error, with the nearest one, where there is none."""
-        try:
-            found = self.named(cmd_name)
-        except TrimtabError as error:
-            usage(str(error))
-        return self.made(cmd_name.replace("-", "_"), found)
+        def resolve_command(  # pyright: ignore[reportIncompatibleMethodOverride]
+            self, ctx: typer.Context, args: list[str]
+        ) -> tuple[str | None, TyperCommand | None, list[str]]:
+            """The command that is called, with its options."""
+            name = args[0].replace("-", "_")
+            if name in self.commands:
+                return name, cast("TyperCommand", self.commands[name]), args[1:]
+            try:
+                return args[0], made(name), args[1:]
+            except TrimtabError as error:
+                if ctx.resilient_parsing:
+                    return None, None, args[1:]
+                usage(str(error))
+
+    return Methods
+
+
+def listing(
+    package: str, offered: Callable[[], Mapping[str, Method]], fits: Callable[[Outline], bool]
+) -> dict[str, str]:
+    """The names of a package's methods and what they are about.
+
+    Told from the package's source by `fits`; where other packages offer methods under the entry point group of its
+    name, from the functions themselves (`offered`), since these have to be imported to be described.
+    """
+    if metadata.entry_points(group=package):
+        from trimtab.tasks.signatures import about
+
+        return {name: about(function) for name, function in offered().items()}
+    return {found.name: found.about for found in outlines(package) if fits(found)}
 
 
 def command(
@@ -112,7 +135,7 @@ class Prepared:
     whole: Task
 
 
-def prepared(lm: LM, found: Loaded | Task, part: Part, examples: int, seed: int) -> Prepared:
+def prepared(lm: LM, found: Loaded | Task, part: str, examples: int, seed: int) -> Prepared:
     """The examples of a task that the model's tokenizer can do: a part of them, and so many of it."""
     from trimtab.tasks.fit import fit
     from trimtab.tasks.task import Task
@@ -146,7 +169,14 @@ def complete_task(start: str) -> list[str]:
 
 TaskName = Annotated[
     str,
-    typer.Option("--task", "-t", metavar="NAME|FILE", help="A built-in task or a file.", autocompletion=complete_task),
+    typer.Option(
+        "--task",
+        "-t",
+        metavar="NAME|FILE",
+        help="A built-in task or a file.",
+        callback=checked_source,
+        autocompletion=complete_task,
+    ),
 ]
 Examples = Annotated[int, typer.Option(min=0, help="Examples at most; 0 for all.")]
 PartName = Annotated[str, typer.Option(metavar="|".join(PARTS), help="Which part of the task.", callback=checked_part)]
@@ -189,25 +219,6 @@ def written(key: str, value: Any) -> list[str]:
         return [flag if value else f"--no-{flag[2:]}"]
     values = value if isinstance(value, list | tuple) else [value]
     return [word for each in values for word in (flag, str(each))]
-
-
-def task_words(
-    task: str | None,
-    model: str,
-    examples: int,
-    part: str,
-    data_seed: int,
-    more: Mapping[str, str | None],
-    mapped: Sequence[str] | None,
-    every: Sequence[str] | None,
-) -> list[str]:
-    """What of a command line says the task and the model; `more` are further options by flag, where they were given."""
-    line = ["--task", task] if task is not None else []
-    line += ["--model", model, "--examples", str(examples), "--part", part, "--data-seed", str(data_seed)]
-    for flag, value in more.items():
-        line += [flag, value] if value is not None else []
-    line += [word for pair in mapped or () for word in ("--map", pair)]
-    return line + [word for pair in every or () for word in ("--every", pair)]
 
 
 @contextmanager

@@ -104,7 +104,10 @@ Edits = Annotated[
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")]
 System = Annotated[str | None, typer.Option(help="The system prompt, with --chat.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and run nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and do none of it.")]
+TimedDryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan and its cost; run nothing but one plain batch to time it.")
+]
 
 
 def defaults_from_file(path: Path | None = None) -> dict[str, str]:

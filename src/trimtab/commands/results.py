@@ -1,4 +1,5 @@
-"""What commands that evaluate share: lists of numbers and names, options of methods, and files of what was found."""
+"""What commands that evaluate share: their options, lists of numbers and names, options of methods, plans, and files of
+what was found."""
 
 from __future__ import annotations
 
@@ -7,11 +8,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from trimtab.commands.options import console, print_json, usage
+from trimtab.commands.options import console, print_json, usage, writable
 from trimtab.errors import TrimtabError, nearest
 
 if TYPE_CHECKING:
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 ROWS = 40
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Keep the result.", callback=writable)]
+Html = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a page with figures and tables.", callback=writable)
+]
+Scope = Annotated[str, typer.Option("--scope", metavar="SCOPE", help="Positions at which vectors are added.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="METHOD.OPTION=VALUE", help="An option of a method; may be repeated."),
+]
+Train = Annotated[int, typer.Option(min=1, help="Examples that vectors are made from, at most.")]
+Length = Annotated[int, typer.Option(min=17, help="Tokens of each neutral passage.")]
 
 
 def several(given: Sequence[str] | None) -> list[str]:
@@ -130,11 +143,20 @@ def shown(value: Shown, frame: pd.DataFrame, out: Path | None, html: Path | None
     kept(value, out, html)
 
 
+def planned(places: Sequence[str], variants: int, examples: int, as_json: bool) -> None:
+    """What would be run, as far as it is known beforehand."""
+    if as_json:
+        print_json({"plan": {"places": list(places), "variants": variants, "examples": examples}})
+        return
+    console().print(f"{variants:,} variants on {examples:,} examples; places: {', '.join(places)}\nNothing was run")
+
+
 def table(frame: pd.DataFrame, most: int = ROWS) -> None:
     """The first rows of a frame, for a terminal."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    made = Table(*(str(name).replace("_", " ") for name in frame.columns), box=None, pad_edge=False)
+    columns = [Column(str(name).replace("_", " "), overflow="fold") for name in frame.columns]
+    made = Table(*columns, box=None, pad_edge=False, collapse_padding=True)
     for row in frame.head(most).itertuples(index=False):
         made.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
     console().print(made)

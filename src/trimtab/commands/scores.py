@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trimtab.commands import results
 from trimtab.commands.options import Json, console, print_json, usage, writable
 
 if TYPE_CHECKING:
@@ -35,20 +37,20 @@ def show(file: Anything, top: Top = 20, html: Html = None, as_json: Json = False
     from trimtab.values.saved import load
     from trimtab.values.scores import Scores
 
-    scores = load(file)
-    if not isinstance(scores, Scores):
-        _show(scores, top, html, as_json)
-        return
+    value = load(file)
     if html is not None:
-        _page(html, [scores])
+        page(html, [value])
+        typer.echo(f"wrote {html}", err=True)
     if as_json:
-        print_json(facts(scores, top))
+        print_json(facts(value, top))
         return
-    table(scores, top)
+    table(value, top)
     out = console()
-    for name, value in scores.options.items():
-        out.print(f"{name}: {value}", style="dim", soft_wrap=True)
-    if scores.provenance is not None and (line := scores.provenance.options.get("command")):
+    if isinstance(value, Scores):
+        for name, option in value.options.items():
+            out.print(f"{name}: {option}", style="dim", soft_wrap=True)
+    provenance = getattr(value, "provenance", None)
+    if provenance is not None and (line := provenance.options.get("command")):
         out.print(f"again: {line}", style="dim", soft_wrap=True)
 
 
@@ -68,13 +70,15 @@ def compare(
     several = [(str(path), _load(path)) for path in files]
     found = [(a, b, one.compare(other, top)) for (a, one), (b, other) in combinations(several, 2)]
     if html is not None:
-        _page(html, [scores for _, scores in several])
+        page(html, [scores for _, scores in several])
+        typer.echo(f"wrote {html}", err=True)
     if as_json:
         print_json({"compared": [{"first": a, "second": b, **asdict(c)} for a, b, c in found]})
         return
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    shown = Table("scores", "and", "rank correlation", "shared", "p", "places", box=None, pad_edge=False)
+    names = [Column(name, overflow="fold") for name in ("scores", "and")]
+    shown = Table(*names, "rank correlation", "shared", "p", "places", box=None, pad_edge=False)
     for a, b, c in found:
         shared = f"{round(c.overlap * c.k)} of {c.k}"
         shown.add_row(a, b, f"{c.rank_correlation:.2f}", shared, f"{c.p_value:.2g}", f"{c.cells:,}")
@@ -94,8 +98,22 @@ def plot(
     typer.echo(f"wrote {out}", err=True)
 
 
-def facts(scores: Scores, top: int) -> dict[str, object]:
-    """What a file of scores holds, as plain values."""
+def facts(value: Saved, top: int) -> dict[str, object]:
+    """What a value holds, as plain values: of scores the strongest places, of another its table or all its fields."""
+    import json
+
+    from trimtab.values.content import listed
+    from trimtab.values.saved import frame_of
+    from trimtab.values.scores import Scores
+
+    if isinstance(value, Scores):
+        return _facts_of_scores(value, top)
+    frame = frame_of(value)
+    held = {"content": listed(value)} if frame is None else {"rows": json.loads(str(frame.to_json(orient="records")))}
+    return {"kind": value.KIND, "says": str(value), **held}
+
+
+def _facts_of_scores(scores: Scores, top: int) -> dict[str, object]:
     import json
 
     from trimtab.values.tables import strongest
@@ -117,9 +135,22 @@ def facts(scores: Scores, top: int) -> dict[str, object]:
     }
 
 
-def table(scores: Scores, top: int) -> None:
-    """What was scored and the strongest places, for a terminal."""
-    from rich.table import Table
+def table(value: Saved, top: int) -> None:
+    """A value for a terminal: of scores the strongest places, of another its words and the first rows of its table."""
+    from trimtab.values.saved import frame_of
+    from trimtab.values.scores import Scores
+
+    if isinstance(value, Scores):
+        _table_of_scores(value, top)
+        return
+    frame = frame_of(value)
+    console().print(str(value), soft_wrap=True)
+    if frame is not None and top:
+        results.table(frame, top)
+
+
+def _table_of_scores(scores: Scores, top: int) -> None:
+    from rich.table import Column, Table
 
     from trimtab.figures.numbers import common_places, interval_of, mean_of
     from trimtab.values.plots import about, pattern
@@ -130,9 +161,8 @@ def table(scores: Scores, top: int) -> None:
     out.print(about(scores))
     rows = strongest(scores, top)
     places = common_places(value for _, _, value, _ in rows)
-    shown = Table("site", "mean", "95 %", "n", box=None, pad_edge=False)
-    for column in shown.columns[1:]:
-        column.justify = "right"
+    numbers = [Column(name, justify="right") for name in ("mean", "95 %", "n")]
+    shown = Table(Column("site", overflow="fold"), *numbers, box=None, pad_edge=False)
     for _, site, value, n in rows:
         shown.add_row(site, mean_of(value, places=places), interval_of(value, places), str(n))
     if rows:
@@ -148,42 +178,12 @@ def _load(path: Path) -> Scores:
     return Scores.load(path)
 
 
-def _show(value: Saved, top: int, html: Path | None, as_json: bool) -> None:
-    """A value that is no scores: its words and its table; the page is that of `report.value`."""
-    if html is not None:
-        from trimtab.figures.figure import write_text
-        from trimtab.report.value import value_html
-
-        write_text(html, value_html(value))
-        typer.echo(f"wrote {html}", err=True)
-    from trimtab.values.saved import frame_of
-
-    frame = frame_of(value)
-    if as_json:
-        import json
-
-        from trimtab.values.content import listed
-
-        held = (
-            {"content": listed(value)} if frame is None else {"rows": json.loads(str(frame.to_json(orient="records")))}
-        )
-        print_json({"kind": value.KIND, "says": str(value), **held})
-        return
-    out = console()
-    out.print(str(value), soft_wrap=True)
-    if frame is not None and top:
-        from rich.table import Table
-
-        shown = Table(*map(str, frame.columns), box=None, pad_edge=False)
-        for row in frame.head(top).itertuples(index=False):
-            shown.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
-        out.print(shown)
-        out.print(f"{min(top, len(frame))} of {len(frame):,} rows", style="dim")
-
-
-def _page(path: Path, several: list[Scores]) -> None:
+def page(path: Path, values: Sequence[Saved]) -> None:
+    """The page of several scores, or of one other value."""
     from trimtab.figures.figure import write_text
     from trimtab.report.scores import scores_html
+    from trimtab.report.value import value_html
+    from trimtab.values.scores import Scores
 
-    write_text(path, scores_html(several))
-    typer.echo(f"wrote {path}", err=True)
+    scores = [value for value in values if isinstance(value, Scores)]
+    write_text(path, scores_html(scores) if scores else value_html(values[0]))

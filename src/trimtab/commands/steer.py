@@ -17,39 +17,29 @@ import typer
 
 from trimtab.commands.intervention import finish, tried_on
 from trimtab.commands.methods import (
-    DataSeed,
-    Examples,
-    MethodGroup,
-    Part,
-    PartName,
     Prepared,
-    TaskName,
     command,
+    listing,
+    method_group,
     opened,
-    prepared,
     progress,
     reporting,
-    task_words,
     value_of,
     written,
 )
 from trimtab.commands.options import (
-    DEFAULT_MODEL,
     Chat,
-    Device,
     DryRun,
-    Dtype,
     Json,
-    ModelOption,
     System,
     console,
     defaults_from_file,
-    open_model,
     print_json,
     usage,
     writable,
 )
-from trimtab.commands.task import Every, Mapped, Metric, Positive, read_source
+from trimtab.commands.outline import Outline
+from trimtab.commands.subjects import OfModel, OnTask, OnWeights, check_chat, flagged, parameters, taken
 
 if TYPE_CHECKING:
     from typer.core import TyperCommand
@@ -59,59 +49,89 @@ if TYPE_CHECKING:
     from trimtab.tasks.task import Task
     from trimtab.values.edit import Intervention
 
-EXAMPLES = 64
 TOP = 5
-OF_A_TASK = ("task", "examples", "part", "data_seed", "metric", "mapped", "every", "positive")
-"""Shared options that a scaling has no use for."""
 SHADOWED = ("scores", "top", "metric", "chat", "system", "new_tokens")
 """Shared options that give way to a method's own of the same name."""
+MADE_FROM = {"examples": 64, "part": "train"}
+"""What of a task an intervention is made from, unless told otherwise."""
 
 
-class Methods(MethodGroup):
-    """A group whose commands are the steering methods."""
+@dataclass(frozen=True)
+class Strongest:
+    """The strongest places of a file of scores, as sites."""
 
-    def known(self) -> Mapping[str, Method]:
-        """Every method by its name."""
+    scores: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Take the strongest sites of these scores.", exists=True)
+    ] = None
+    top: Annotated[int, typer.Option(min=1, metavar="K", help="How many of them, with --scores.")] = TOP
+
+    def words(self) -> list[str]:
+        """As words of a command line."""
+        return flagged(scores=self.scores, top=self.top) if self.scores is not None else []
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is kept and tried."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Keep the intervention, as safetensors.", callback=writable),
+    ] = None
+    prompt: Annotated[
+        str | None, typer.Option("--try", metavar="PROMPT", help="Continue this without and with the intervention.")
+    ] = None
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most, with --try.")] = 48
+    chat: Chat = False
+    system: System = None
+    as_json: Json = False
+    dry_run: DryRun = False
+
+
+def _listed() -> dict[str, str]:
+    def fits(found: Outline) -> bool:
+        shape = found.parameters[:3] == ("lm", "task", "sites") or found.parameters[:1] == ("sites",)
+        return shape and "trimtab.values.edit:Intervention" in found.gives
+
+    def offered() -> Mapping[str, Method]:
         from trimtab.steer.methods import methods
 
         return methods()
 
-    def named(self, name: str) -> Method:
-        """A method by its name."""
-        from trimtab.steer.methods import method
+    return listing("trimtab.steer", offered, fits)
 
-        return method(name)
 
-    def made(self, name: str, function: Method) -> TyperCommand:
-        """The command of a method: the shared options, and its own, which come first where both have one name. Its
-        sites may be those of a file of scores."""
-        from trimtab.steer.methods import is_scaling
-        from trimtab.tasks.signatures import options
+def _made(name: str) -> TyperCommand:
+    """The command of a method: the shared options, and its own, which come first where both have one name. Its sites
+    may be those of a file of scores."""
+    from trimtab.steer.methods import is_scaling, method
+    from trimtab.tasks.signatures import options
 
-        own = options(function)
-        names = {option.name for option in own}
-        left = (*(n for n in SHADOWED if n in names), *(OF_A_TASK if is_scaling(function) else ()))
-        every = inspect.signature(_shared, eval_str=True).parameters
-        shared = {key: parameter for key, parameter in every.items() if key not in left}
-        needs_sites = any(option.name == "sites" and option.required for option in own)
-        listed = [replace(o, required=False) if o.name == "sites" and "scores" in shared else o for o in own]
+    function = method(name)
+    own = options(function)
+    names = {option.name for option in own}
+    group = OnWeights if is_scaling(function) else OnTask
+    on = parameters(group, **MADE_FROM) if group is OnTask else {}
+    every = {**dict(list(on.items())[:1]), **parameters(OfModel), **parameters(Strongest), **on, **parameters(Shown)}
+    shared = {key: p for key, p in every.items() if key not in names or key not in SHADOWED}
+    needs_sites = any(option.name == "sites" and option.required for option in own)
+    listed = [replace(o, required=False) if o.name == "sites" and "scores" in shared else o for o in own]
 
-        def work(own: list[Option], told: dict[str, Any], flags: Mapping[str, str], given: dict[str, Any]) -> None:
-            scores, top = given.pop("scores", None), given.pop("top", TOP)
-            sites = _sites(told.pop("sites", None), scores, top, needs_sites)
-            unset = {key: None if p.default is p.empty else p.default for key, p in every.items()}
-            kept = [(flags[key], value) for key, value in told.items()]
-            kept += [("scores", scores), ("top", top)] if scores is not None else [("sites", sites)] if sites else []
-            words = [word for key, value in kept for word in written(key, value)]
-            rest = {key: value for key, value in {**unset, **given}.items() if key not in ("scores", "top")}
-            steer(name, function, own, told, words, sites, **rest)
+    def work(own: list[Option], told: dict[str, Any], flags: Mapping[str, str], given: dict[str, Any]) -> None:
+        strongest = taken(Strongest, given)
+        sites = _sites(told.pop("sites", None), strongest, needs_sites)
+        kept = [(flags[key], value) for key, value in told.items()]
+        kept += [("sites", sites)] if sites and strongest.scores is None else []
+        words = [*(word for key, value in kept for word in written(key, value)), *strongest.words()]
+        subject = taken(group, given)
+        steer(name, function, own, told, words, sites, subject, taken(OfModel, given), taken(Shown, given))
 
-        return command(name, function, listed, shared, work)
+    return command(name, function, listed, shared, work)
 
 
 app = typer.Typer(
     name="steer",
-    cls=Methods,
+    cls=method_group(_listed, _made),
     help="Make an intervention for a task, by any steering method.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -127,96 +147,42 @@ def settings(context: typer.Context) -> None:
     context.default_map = {context.invoked_subcommand or "": defaults_from_file()}
 
 
-def _shared(
-    task: TaskName,
-    model: ModelOption = DEFAULT_MODEL,
-    scores: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Take the strongest sites of these scores.", exists=True)
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, metavar="K", help="How many of them, with --scores.")] = TOP,
-    examples: Examples = EXAMPLES,
-    part: PartName = "train",
-    data_seed: DataSeed = 0,
-    metric: Metric = None,
-    mapped: Mapped = None,
-    every: Every = None,
-    positive: Positive = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Keep the intervention, as safetensors.", callback=writable),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option("--try", metavar="PROMPT", help="Continue this without and with the intervention.")
-    ] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most, with --try.")] = 48,
-    chat: Chat = False,
-    system: System = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    as_json: Json = False,
-    dry_run: DryRun = False,
-) -> None:
-    """The options that all methods share; only its signature is used."""
-
-
 def steer(
     name: str,
     function: Method,
     own: list[Option],
-    chosen: dict[str, Any],
+    chosen: Mapping[str, Any],
     words: list[str],
     sites: str | list[str] | None,
-    *,
-    task: str | None,
-    model: str,
-    examples: int,
-    part: Part,
-    data_seed: int,
-    metric: str | None,
-    mapped: list[str] | None,
-    every: list[str] | None,
-    positive: str | None,
-    out: Path | None,
-    prompt: str | None,
-    new_tokens: int,
-    chat: bool,
-    system: str | None,
-    dtype: str | None,
-    device: str | None,
-    as_json: bool,
-    dry_run: bool,
+    on: OnTask | OnWeights,
+    of_model: OfModel,
+    shown: Shown,
 ) -> None:
-    """Make an intervention, or say what that would take, and show, keep and try it."""
-    from trimtab.steer.methods import is_scaling
+    """Make an intervention, or say what that would take, and show, keep and try it.
 
-    if system is not None and not chat:
-        usage("--system is a part of the chat template: give --chat too")
-    scales = is_scaling(function)
-    given = {o.name: value_of(o, chosen[o.name]) for o in own if o.name in chosen}
-    lm = open_model(model, dtype, device, check=not dry_run)
-    of_task: Prepared | None = None
-    if scales:
-        line = ["--model", model, *words]
-    else:
-        more = {"--metric": metric, "--positive": positive, "--dtype": dtype, "--device": device}
-        line = [*task_words(str(task), model, examples, part, data_seed, more, mapped, every), *words]
-        found = read_source(str(task), mapped, every, metric, positive, "utf-8", None)
-        of_task = prepared(lm, found, part, examples, data_seed)
-    for option in own:
-        if option.name in given:
-            given[option.name] = opened(option, given[option.name], lm, of_task, data_seed)
-    if dry_run:
-        _tell_plan(planned(lm, name, function, sites, of_task.task if of_task else None), as_json)
+    `chosen` are the method's own options as they were written, `words` these as words of a command line.
+    """
+    check_chat(shown.chat, shown.system)
+    scales = isinstance(on, OnWeights)
+    lm = of_model.open(check=not shown.dry_run)
+    subject = on.given(lm, "task")
+    task, seed = subject.task, 0 if scales else on.data_seed
+    given = {o.name: opened(o, value_of(o, chosen[o.name]), lm, task, seed) for o in own if o.name in chosen}
+    if shown.dry_run:
+        _tell_plan(planned(lm, name, function, sites, task.task if task else None), shown.as_json)
         return
     where = {} if sites is None else {"sites": lm.sites(sites) if scales else sites}
     with progress(name) as told:
-        if of_task is None:
+        if scales:
             made = function(**where, **given)
         else:
-            made = function(lm, of_task.task, **where, **given, **reporting(function, told))
-    made = _signed(lm, made, name, given, shlex.join(["trimtab", "steer", name, *line]), of_task)
-    tried = None if prompt is None else tried_on(lm, made, prompt, new_tokens, chat, system)
-    finish(lm, made, tried, out, as_json)
+            made = function(lm, **subject.arguments, **where, **given, **reporting(function, told))
+    line = shlex.join(["trimtab", "steer", name, *on.words(), *of_model.words(), *words])
+    made = _signed(lm, made, name, given, line, task)
+    tried = None
+    if shown.prompt is not None:
+        tried = tried_on(lm, made, shown.prompt, shown.new_tokens, shown.chat, shown.system)
+    finish(lm, made, tried, shown.out, shown.as_json)
 
 
 # What it takes
@@ -264,15 +230,16 @@ def _tell_plan(plan: Planned, as_json: bool) -> None:
         console().print(str(plan))
 
 
-def _sites(given: list[str] | None, scores: Path | None, top: int, needed: bool) -> str | list[str] | None:
+def _sites(given: list[str] | None, strongest: Strongest, needed: bool) -> str | list[str] | None:
     """The sites that were written, or the strongest of a file; None where the method is left to its own."""
+    scores = strongest.scores
     if given and scores is not None:
         usage("--sites and --scores both say where: give one of them")
     if scores is not None:
         from trimtab.values.scores import Scores
         from trimtab.values.site import Site
 
-        found = Scores.load(scores).top(top)
+        found = Scores.load(scores).top(strongest.top)
         if not found or not all(isinstance(site, Site) for site in found):
             usage(f"{scores} holds no scores of sites with a value")
         return [str(site) for site in found]

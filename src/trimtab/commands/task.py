@@ -177,6 +177,13 @@ def check(
         raise typer.Exit(1)
 
 
+def checked_source(source: str | None) -> str | None:
+    """The name of a task or of a file; a usage error for an empty one."""
+    if source is not None and not source.strip():
+        usage("the name of a task is empty: give a built-in task, as `trimtab task list` shows them, or a file")
+    return source
+
+
 def read_source(
     source: str,
     mapped: list[str] | None,
@@ -187,11 +194,12 @@ def read_source(
     most: int | None,
     split: str | None = None,
 ) -> Loaded | Task:
-    """What a file holds, or the built-in task of that name."""
+    """What a file holds, or the built-in task of that name; a usage error for an empty name."""
     from trimtab.tasks import builtin
     from trimtab.tasks.files import read_task
     from trimtab.tasks.rows import MOST
 
+    checked_source(source)
     mapping = field_values(mapped, "--map", "positive=good")
     same = field_values(every, "--every", "question=It is")
     if not Path(source).exists() and not Path(source).suffix and "/" not in source:

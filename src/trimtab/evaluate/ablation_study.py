@@ -17,18 +17,19 @@ from jaxtyping import Float
 
 from trimtab.errors import SiteError, TrimtabError, nearest
 from trimtab.evaluate import texts
-from trimtab.evaluate.capabilities import measured_items
+from trimtab.evaluate.capabilities import measured_search_items
 from trimtab.evaluate.effect import memory
 from trimtab.evaluate.resampling import donors, resampled
-from trimtab.evaluate.side_effects import PROMPT
+from trimtab.evaluate.side_effects import PROMPT, passage_prompts
 from trimtab.evaluate.texts import Item, Passage
 from trimtab.model.prompts import Prompts
 from trimtab.model.provenance import provenance
 from trimtab.model.run import Run
-from trimtab.tasks.means import batches, pooled
+from trimtab.tasks.means import batches
 from trimtab.tasks.measure import Measure, measure, measure_alone
 from trimtab.tasks.metrics import Choice, sequence_log_prob
 from trimtab.tasks.task import Task
+from trimtab.tasks.typical import typical
 from trimtab.values.ablation_study import BEHAVIOUR, CAPABILITY, NLL, AblatedNumber, AblationStudy
 from trimtab.values.edit import Edit, Ref
 from trimtab.values.scope import Scope
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 Kind = Literal["zero", "mean", "resample"]
 KINDS: tuple[Kind, ...] = ("zero", "mean", "resample")
 FIRST, REST = Scope("index", index=0), Scope("slice", start=1)
-PASSAGES, ITEMS = 8, 64
 
 
 def ablation_study(
@@ -80,48 +80,80 @@ def ablation_study(
 
     >>> ablation_study(lm, parts.test, locate.attribution_patching(lm, parts.train, "L*.head")).plot()  # doctest: +SKIP
     """
-    wanted = sorted(set(k))
+    sets = ablated_sets(lm, located, k=k, kinds=kinds, draws=draws, by=by, seed=seed)
+    wanted, sites = sorted(set(k)), sets[0]
+    measures = _measures(lm, task, passages, items, length, seed)
+    prompts = measures[BEHAVIOUR].prompts
+    means = _means(lm, prompts, [site for one in sets for site in one], batch_size) if "mean" in kinds else {}
+    numbers = []
+    for i, (name, measured) in enumerate(measures.items()):
+        values = []
+        for j, kind in enumerate(kinds, 1):
+            variants = [_edits(kind, one[:n], means) for one in sets for n in wanted]
+            values.append(_values(lm, measured, variants, kind, batch_size, seed))
+            if progress is not None:
+                progress(i * len(kinds) + j, len(measures) * len(kinds))
+        numbers.append(_number(name, measured, values, (len(sets), len(wanted))))
+    method = "" if not isinstance(located, Scores) else located.method
+    options = {"task": task.name, "k": wanted, "kinds": list(kinds), "draws": draws, "sites": [str(s) for s in sites]}
+    made = provenance(lm, prompts, "ablation_study", options, seed=seed)
+    names = tuple(str(site) for site in sites)
+    return AblationStudy(task.name, names, tuple(kinds), tuple(wanted), draws, tuple(numbers), method, made)
+
+
+def ablated_sets(
+    lm: LM,
+    located: AnyScores | Sequence[str | Site],
+    *,
+    k: Sequence[int],
+    kinds: Sequence[Kind],
+    draws: int,
+    by: By | None = None,
+    seed: int = 0,
+) -> list[list[Site]]:
+    """What `ablation_study` would ablate: the located parts in their order, then `draws` random sets of parts like
+    them. Nothing is run. Raises what the study raises of these arguments."""
     for kind in kinds:
         if kind not in KINDS:
             raise TrimtabError(f'no ablation "{kind}"{nearest(str(kind), KINDS)}: there are {", ".join(KINDS)}')
-    if not wanted or wanted[0] < 1 or draws < 1 or not kinds:
+    if not k or min(k) < 1 or draws < 1 or not kinds:
         raise TrimtabError(
             f"k and draws are at least 1 and there is one kind at least, got {tuple(k)}, {draws}, {kinds}"
         )
-    sites = _listed(lm, located, wanted[-1], by)
+    sites = _listed(lm, located, max(k), by)
     rng = np.random.default_rng(seed)
-    sets = [sites, *(_like(lm, sites, rng) for _ in range(draws))]
-    on = {BEHAVIOUR: measure_alone(lm, task) if task.shape == "counterfactual" else measure(lm, task)}
-    on[NLL] = _likelihood(lm, texts.part("search")[:PASSAGES] if passages is None else passages, length)
-    try:
-        chosen = texts.some(texts.capability("search"), ITEMS, seed) if items is None else items
-        on[CAPABILITY] = measured_items(lm, chosen)
-    except TrimtabError:
-        if items is not None:
-            raise
-    means = (
-        _means(lm, on[BEHAVIOUR].prompts, [site for one in sets for site in one], batch_size) if "mean" in kinds else {}
-    )
-    total, done = len(on) * len(kinds), 0
-    numbers = []
-    for name, measured in on.items():
-        found = []
-        base = None
-        for kind in kinds:
-            variants = [_edits(kind, one[:n], means) for one in sets for n in wanted]
-            base, values = _values(lm, measured, variants, kind, batch_size, seed)
-            found.append(values.reshape(1 + draws, len(wanted), -1))
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        located_, random = np.stack([f[0] for f in found]), np.stack([f[1:].swapaxes(0, 1) for f in found])
-        assert base is not None
-        numbers.append(AblatedNumber(name, measured.unit, base, located_, random, measured.groups))
-    method = "" if not isinstance(located, Scores) else located.method
-    options = {"task": task.name, "k": wanted, "kinds": list(kinds), "draws": draws, "sites": [str(s) for s in sites]}
-    made = provenance(lm, on[BEHAVIOUR].prompts, "ablation_study", options, seed=seed)
-    names = tuple(str(site) for site in sites)
-    return AblationStudy(task.name, names, tuple(kinds), tuple(wanted), draws, tuple(numbers), method, made)
+    return [sites, *(_like(lm, sites, rng) for _ in range(draws))]
+
+
+def _measures(
+    lm: LM,
+    task: Task,
+    passages: Sequence[Passage] | None,
+    items: Sequence[Item] | None,
+    length: int,
+    seed: int,
+) -> dict[str, Measure]:
+    """What is read under every ablation: the behaviour, likelihood and, where the model knows the words, accuracy."""
+    behaviour = measure_alone(lm, task) if task.shape == "counterfactual" else measure(lm, task)
+    found = {BEHAVIOUR: behaviour, NLL: _likelihood(lm, texts.search_passages(passages), length)}
+    known = measured_search_items(lm, items, seed)
+    return found if known is None else found | {CAPABILITY: known}
+
+
+def _number(name: str, measured: Measure, values: Sequence[Values], shape: tuple[int, int]) -> AblatedNumber:
+    """One number under the ablations of each kind, whose variants are of `shape`: sets, the located one first, and how
+    many parts of them."""
+    by_set = [each.ablated.reshape(*shape, -1) for each in values]
+    located = np.stack([sets[0] for sets in by_set])
+    random = np.stack([sets[1:].swapaxes(0, 1) for sets in by_set])
+    return AblatedNumber(name, measured.unit, values[-1].base, located, random, measured.groups)
+
+
+class Values(NamedTuple):
+    """A number as it is and under each ablation."""
+
+    base: Float[np.ndarray, "example"]
+    ablated: Float[np.ndarray, "variant example"]
 
 
 class Means(NamedTuple):
@@ -149,22 +181,48 @@ def _like(lm: LM, sites: Sequence[Site], rng: np.random.Generator) -> list[Site]
     chosen: list[Site] = []
     for site in sites:
         if site.index is None:
-            others = [site.with_(layer=layer) for layer in range(lm.anatomy.n_layers) if layer != site.layer]
-            others = [other for other in others if site.layer is not None and lm.anatomy.absence(other) is None]
-            free = [o for o in others if o not in sites and o not in chosen] or [o for o in others if o not in chosen]
+            free = _other_layers(lm, site, sites, chosen)
         else:
-            many, own = len(site.index), {i for s in sites if s.whole == site.whole for i in s.index or ()}
-            taken = {i for s in chosen if s.whole == site.whole for i in s.index or ()}
-            units = [i for i in range(lm.anatomy.units(site.base)) if i not in taken]
-            pool = [i for i in units if i not in own]
-            pool = pool if len(pool) >= many else [i for i in units if i not in site.index]
-            free = [site.with_(index=tuple(sorted(rng.permutation(pool)[:many].tolist())))] if len(pool) >= many else []
+            free = _other_units(lm, site, site.index, sites, chosen, rng)
         if not free:
             raise SiteError(
                 f"there is no other place like {site} left to compare with: ablate fewer places of its layer"
             )
         chosen.append(free[int(rng.integers(len(free)))])
     return chosen
+
+
+def _other_layers(lm: LM, site: Site, sites: Sequence[Site], chosen: Sequence[Site]) -> list[Site]:
+    """The same site in layers where it is not chosen yet, nor one of the sites where that can be helped."""
+    if site.layer is None:
+        return []
+    others = [site.with_(layer=layer) for layer in range(lm.anatomy.n_layers) if layer != site.layer]
+    others = [other for other in others if lm.anatomy.absence(other) is None and other not in chosen]
+    return [other for other in others if other not in sites] or others
+
+
+def _other_units(
+    lm: LM,
+    site: Site,
+    index: tuple[int, ...],
+    sites: Sequence[Site],
+    chosen: Sequence[Site],
+    rng: np.random.Generator,
+) -> list[Site]:
+    """As many random units of the same layer, none chosen yet nor of the sites where that can be helped; nothing where
+    there are too few."""
+    many, own, taken = len(index), _units(site, sites), _units(site, chosen)
+    units = [unit for unit in range(lm.anatomy.units(site.base)) if unit not in taken]
+    pool = [unit for unit in units if unit not in own]
+    pool = pool if len(pool) >= many else [unit for unit in units if unit not in index]
+    if len(pool) < many:
+        return []
+    return [site.with_(index=tuple(sorted(rng.permutation(pool)[:many].tolist())))]
+
+
+def _units(site: Site, sites: Sequence[Site]) -> set[int]:
+    """The units of a site's layer that some sites name."""
+    return {unit for other in sites if other.whole == site.whole for unit in other.index or ()}
 
 
 def _edits(kind: Kind, sites: Sequence[Site], means: Mapping[Site, Means]) -> list[Edit]:
@@ -187,22 +245,16 @@ def _edits(kind: Kind, sites: Sequence[Site], means: Mapping[Site, Means]) -> li
 
 def _means(lm: LM, prompts: Prompts, sites: Sequence[Site], batch_size: int) -> dict[Site, Means]:
     wholes = list(dict.fromkeys(site.whole for site in sites))
-    rest = REST if min(len(row) for row in prompts.tokens) > 1 else FIRST
-    placed = [whole.with_(at=at) for whole in wholes for at in (FIRST, rest)]
-    found = pooled(lm, prompts, placed, batch_size=batch_size)
-    return {whole: Means(*(found[whole.with_(at=at)].mean(0) for at in (FIRST, rest))) for whole in wholes}
+    found = typical(lm, prompts, wholes, batch_size=batch_size)
+    return {whole: Means(found.first[whole], found.of_later(whole)) for whole in wholes}
 
 
 def _likelihood(lm: LM, passages: Sequence[Passage], length: int) -> Measure:
-    """Negative log-likelihood per token of each passage's continuation."""
-    if not passages:
-        raise TrimtabError("no passages were given to measure likelihood on: texts.part has neutral ones")
+    """Negative log-likelihood per token of each passage's continuation. TrimtabError where there is none."""
     if not length > PROMPT:
         raise TrimtabError(f"length must be above the {PROMPT} tokens of a passage's prompt, got {length}")
-    rows = [lm.prompts([passage.text]).ids[0, :length].tolist() for passage in passages]
-    if short := [p.source for p, row in zip(passages, rows, strict=True) if len(row) < length]:
-        raise TrimtabError(f'the passage "{short[0]}" is shorter than {length} tokens: ask for fewer')
-    prompts = lm.prompts(rows, mask=torch.ones(len(rows), length, dtype=torch.long))
+    prompts = passage_prompts(lm, passages, length)
+    rows = prompts.ids.tolist()
     prompts = prompts.with_spans(predict=tuple(tuple(range(PROMPT - 1, length - 1)) for _ in rows))
     weight = torch.full((len(rows),), -1.0 / (length - PROMPT), dtype=torch.float64)
     read = sequence_log_prob(Choice.of([row[PROMPT:] for row in rows]), "predict", weight, NLL, "nat/token")
@@ -211,7 +263,7 @@ def _likelihood(lm: LM, passages: Sequence[Passage], length: int) -> Measure:
 
 def _values(
     lm: LM, measured: Measure, variants: Sequence[Sequence[Edit]], kind: Kind, batch_size: int, seed: int
-) -> tuple[Float[np.ndarray, "example"], Float[np.ndarray, "variant example"]]:
+) -> Values:
     """The number as it is and under every ablation."""
     tensors = list(dict.fromkeys(edit.site.whole for variant in variants for edit in variant))
     entries = sum(int(np.prod(lm.shape(site))) for site in tensors)
@@ -228,4 +280,4 @@ def _values(
             runs["other"] = resampled(lm, measured.prompts, partner, rows, prompts, tensors)
         found = lm.counterfactuals(prompts, variants, readout, runs=runs, memory=memory(lm, prompts, readout))
         base[rows], values[:, rows] = found.base.double().cpu(), found.values.double().cpu()
-    return measured.per_example(base), measured.per_example(values)
+    return Values(measured.per_example(base), measured.per_example(values))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trimtab.errors import TrimtabError
+from trimtab.evaluate import texts
 from trimtab.evaluate.effect import Effects, effects
 from trimtab.evaluate.texts import Item
 from trimtab.tasks.measure import Measure, answer_tokens
@@ -36,6 +37,19 @@ def measured_items(lm: LM, items: Sequence[Item]) -> Measure:
     read = accuracy(Choice.of([[pair[0]] for _, pair in usable]), Choice.of([[pair[1]] for _, pair in usable]))
     prompts = lm.prompts([item.prompt for item, _ in usable])
     return Measure(prompts, read, np.arange(len(usable)), tuple(item.kind for item, _ in usable))
+
+
+def measured_search_items(lm: LM, items: Sequence[Item] | None, seed: int) -> Measure | None:
+    """Items as a measure, by default some of ours to search by, drawn with `seed`.
+
+    None where a model's tokenizer knows none of our words, which are English; TrimtabError for such items of one's own.
+    """
+    try:
+        return measured_items(lm, texts.search_items(items, seed))
+    except TrimtabError:
+        if items is not None:
+            raise
+        return None
 
 
 def capabilities(

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from trimtab.errors import TrimtabError
 from trimtab.evaluate.forced import forced
-from trimtab.evaluate.side_effects import PROMPT, side_effects
+from trimtab.evaluate.side_effects import PROMPT, passage_prompts, side_effects
 from trimtab.evaluate.texts import Passage
 from trimtab.model.edits import Compiled
 from trimtab.model.frame import Frame
@@ -47,8 +47,8 @@ def random_directions(
 ) -> list[Intervention]:
     """At each site of the intervention, a Gaussian direction in place of what it does, of the same norm where it adds.
 
-    `shapes` gives the shape of each edit's site. A direction that replaces something else than an added vector has the
-    norm that `norms` gives its edit (`change_norms`), or 1; `match_kl` finds its strength.
+    `shapes` gives the shape of each edit's site (`shapes_of`). A direction that replaces something else than an added
+    vector has the norm that `norms` gives its edit (`change_norms`), or 1; `match_kl` finds its strength.
     """
     rng = np.random.default_rng(seed)
     made = []
@@ -65,14 +65,19 @@ def random_directions(
     return made
 
 
+def shapes_of(lm: LM, intervention: Intervention) -> list[tuple[int, ...]]:
+    """Of each edit the shape of the units that it is about: (d_model), or (head, d_head) of the heads that it names."""
+    wholes = [(edit.site.index, lm.shape(edit.site.whole)) for edit in intervention.edits]
+    return [whole if index is None else (len(index), *whole[1:]) for index, whole in wholes]
+
+
 def change_norms(lm: LM, intervention: Intervention, passages: Sequence[Passage], *, length: int = 64) -> list[float]:
     """Of each edit the norm of what it changes at a position, as the others leave it: the median over the positions of
     neutral text that it changes, as if its condition held; 0 where it changes none.
 
     A median, since the first token's activations are many times those of all others.
     """
-    rows = [lm.prompts([passage.text]).ids[0, :length].tolist() for passage in passages]
-    prompts = lm.prompts(rows, mask=torch.ones(len(rows), length, dtype=torch.long))
+    prompts = passage_prompts(lm, passages, length)
     prompts, (here,) = forced(
         prompts, [PROMPT] * prompts.batch, [Intervention(tuple(e.with_(when=None) for e in intervention))]
     )

@@ -10,24 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from trimtab.errors import EditError, PromptError, TaskError
 from trimtab.evaluate import texts
-from trimtab.evaluate.controls import match_kl, random_directions
-from trimtab.evaluate.effect import effects
+from trimtab.evaluate.controls import match_kl, random_directions, shapes_of
+from trimtab.evaluate.effect import Effects, effects
 from trimtab.evaluate.texts import Passage
 from trimtab.model.provenance import provenance
-from trimtab.tasks.measure import measure
+from trimtab.tasks.measure import Measure, measure
 from trimtab.tasks.task import Task
 from trimtab.values.edit import Intervention
 from trimtab.values.entanglement import Entanglement, near
-from trimtab.values.site import Site
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM
-
-PASSAGES = 8
 
 
 def entanglement(
@@ -71,56 +66,58 @@ def entanglement(
         raise EditError("entanglement needs interventions and tasks, each by the name of its trait")
     if draws < 0:
         raise EditError(f"draws is how many random directions there are, 0 or more, got {draws}")
-    total = 1 + len(tasks)
-    text = texts.part("search")[:PASSAGES] if passages is None else passages
-    listed = [Intervention.of(intervention) for intervention in interventions.values()]
-    matched, found_kl = match_kl(lm, listed, kl, text, length=length, rounds=rounds)
-    bases = [made for made, well in zip(matched, near(found_kl, kl), strict=True) if well and made.edits]
-    drawn = _drawn(lm, bases, draws, seed)
-    drawn, random_kl = match_kl(lm, drawn, kl, text, length=length, rounds=rounds)
-    if progress is not None:
-        progress(1, total)
-    base: dict[str, np.ndarray] = {}
-    changes: dict[str, np.ndarray] = {}
-    random: dict[str, np.ndarray] = {}
-    groups: dict[str, tuple[str, ...]] = {}
-    units: dict[str, str] = {}
-    left_out: dict[str, str] = {}
-    prompts = None
-    for done, (name, task) in enumerate(tasks.items(), 2):
-        try:
-            measured = measure(lm, task.take(examples, seed), on="gap")
-        except (TaskError, PromptError) as error:  # its words are no tokens of this model, or it has no chat template
-            left_out[name] = str(error).splitlines()[0]
-        else:
-            found = effects(lm, measured, [*matched, *drawn])
-            prompts = prompts or measured.prompts
-            base[name], changes[name] = found.base, found.changes[: len(matched)]
-            random[name] = found.changes[len(matched) :]
-            groups[name], units[name] = found.groups, found.unit
+    measures, left_out = _measures(lm, tasks, examples, seed)
+    total = 1 + len(measures)
+
+    def told(done: int) -> None:
         if progress is not None:
             progress(done, total)
-    if prompts is None:
-        raise TaskError(f"no task can be measured on {lm.name}: {next(iter(left_out.values()))}")
+
+    text = texts.search_passages(passages)
+    listed = [Intervention.of(intervention) for intervention in interventions.values()]
+    matched, matched_kl = match_kl(lm, listed, kl, text, length=length, rounds=rounds)
+    bases = [made for made, well in zip(matched, near(matched_kl, kl), strict=True) if well and made.edits]
+    drawn, drawn_kl = match_kl(lm, _drawn(lm, bases, draws, seed), kl, text, length=length, rounds=rounds)
     if draws and not drawn:
         left_out["random directions"] = "no intervention with edits of activations came near the wanted KL"
-    options = {"interventions": list(interventions), "tasks": list(base), "kl": kl, "draws": draws}
+    told(1)
+    found: dict[str, Effects] = {}
+    for done, (name, measured) in enumerate(measures.items(), 2):
+        found[name] = effects(lm, measured, [*matched, *drawn])
+        told(done)
+    many = len(matched)
+    options = {"interventions": list(interventions), "tasks": list(found), "kl": kl, "draws": draws}
     options |= {"examples": examples}
+    prompts = next(iter(measures.values())).prompts
     return Entanglement(
-        tuple(interventions),
-        tuple(base),
-        kl,
-        found_kl,
-        tuple(matched),
-        base,
-        changes,
-        groups,
-        units,
-        left_out,
-        provenance(lm, prompts, "entanglement", options, seed=seed),
-        random if drawn else {},
-        tuple(random_kl.tolist()),
+        traits=tuple(interventions),
+        tasks=tuple(found),
+        target=kl,
+        kl=matched_kl,
+        matched=tuple(matched),
+        base={name: each.base for name, each in found.items()},
+        changes={name: each.changes[:many] for name, each in found.items()},
+        groups={name: each.groups for name, each in found.items()},
+        units={name: each.unit for name, each in found.items()},
+        left_out=left_out,
+        provenance=provenance(lm, prompts, "entanglement", options, seed=seed),
+        random={name: each.changes[many:] for name, each in found.items()} if drawn else {},
+        random_kl=tuple(drawn_kl.tolist()),
     )
+
+
+def _measures(lm: LM, tasks: Mapping[str, Task], examples: int, seed: int) -> tuple[dict[str, Measure], dict[str, str]]:
+    """Where each task is read off this model, and why some cannot be. TaskError where none can."""
+    found: dict[str, Measure] = {}
+    left_out: dict[str, str] = {}
+    for name, task in tasks.items():
+        try:
+            found[name] = measure(lm, task.take(examples, seed), on="gap")
+        except (TaskError, PromptError) as error:  # its words are no tokens of this model, or it has no chat template
+            left_out[name] = str(error).splitlines()[0]
+    if not found:
+        raise TaskError(f"no task can be measured on {lm.name}: {next(iter(left_out.values()))}")
+    return found, left_out
 
 
 def _drawn(lm: LM, interventions: Sequence[Intervention], draws: int, seed: int) -> list[Intervention]:
@@ -130,10 +127,5 @@ def _drawn(lm: LM, interventions: Sequence[Intervention], draws: int, seed: int)
     found: list[Intervention] = []
     for i in range(draws):
         base = interventions[i % len(interventions)]
-        found += random_directions(base, [_shape(lm, edit.site) for edit in base.edits], 1, draws * seed + i)
+        found += random_directions(base, shapes_of(lm, base), 1, draws * seed + i)
     return found
-
-
-def _shape(lm: LM, site: Site) -> tuple[int, ...]:
-    whole = lm.shape(site.whole)
-    return whole if site.index is None else (len(site.index), *whole[1:])

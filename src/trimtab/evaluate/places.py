@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trimtab.errors import EditError, TaskError
+from trimtab.errors import EditError, PromptError, SiteError, TaskError
 from trimtab.tasks.task import Parts, Task
 from trimtab.values.site import Site
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 Spot = str | Site | Sequence[str | Site]
 """One entry of `sites`."""
 TOGETHER = " + "
-UNITS = ("head", "neuron", "q", "k", "v", "rot_q", "rot_k")
+UNITS = ("head", "attn_neuron", "neuron", "q", "k", "v", "rot_q", "rot_k")
 """Sites of which a layer has several; an address of them is one place, of all that it names."""
+MISFITS = (EditError, PromptError, SiteError, TaskError)
+"""What a method raises of a place that it cannot do."""
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,20 @@ that is given a model, a task and sites. The checks follow Tan et al. 2024 (arXi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
-from trimtab.errors import EditError, PromptError, SiteError, TaskError
+from trimtab.errors import EditError
 from trimtab.evaluate import texts
-from trimtab.evaluate.controls import change_norms, match_kl, random_directions
-from trimtab.evaluate.effect import effects
-from trimtab.evaluate.places import Spot, parts_of, places
-from trimtab.evaluate.side_effects import side_effects
+from trimtab.evaluate.bench import Bench
+from trimtab.evaluate.controls import change_norms, match_kl, random_directions, shapes_of
+from trimtab.evaluate.places import MISFITS, Place, Spot, parts_of, places
 from trimtab.evaluate.texts import Passage
 from trimtab.model.provenance import provenance
-from trimtab.tasks.measure import Measure, measure
+from trimtab.tasks.measure import measure
 from trimtab.tasks.task import Parts, Task
 from trimtab.values.edit import Affine, Intervention
 from trimtab.values.robustness import Robustness
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 
 Make = Callable[..., Intervention]
 """(lm, task, sites) -> the intervention at strength 1, as the vector methods of `steer` are."""
+Made = dict[tuple[int, int], Intervention]
+"""Interventions by the numbers of their method and their place."""
 Vector = dict[Site, np.ndarray]
-PASSAGES = 8
 ROUNDS, READ = 6, 2
 """Rounds in which random directions are set to the KL of what adds nothing, and passages on which is read how much that
 changes: a direction of that norm is where they begin."""
@@ -79,66 +81,79 @@ def robustness(
     if not makes or not coefficients:
         raise EditError("robustness needs at least one method and one coefficient")
     parts, where = parts_of(task, seed), places(lm, sites)
-    source = parts.train.take(train, seed)
-    measured = measure(lm, getattr(parts, on).take(examples, seed), on="gap")
-    text = texts.part("search")[:PASSAGES] if passages is None else passages
-    wanted = tuple(float(c) for c in coefficients)
+    part, wanted = getattr(parts, on), tuple(map(float, coefficients))
+    measured = measure(lm, part.take(examples, seed), on="gap")
+    bench = Bench(lm, measured, texts.search_passages(passages), None, length)
     total = len(makes) * len(where) + 2
-    left_out: dict[str, str] = {}
-    made: dict[tuple[int, int], Intervention] = {}
-    for m, (name, make) in enumerate(makes.items()):
-        for s, place in enumerate(where):
-            try:
-                made[m, s] = make(lm, source, [str(site) for site in place.sites])
-            except (SiteError, EditError, TaskError, PromptError) as error:
-                left_out[f"{name} at {place.label}"] = str(error).splitlines()[0]
-            if progress is not None:
-                progress(m * len(where) + s + 1, total)
-    variants = [base * c for base in made.values() for c in wanted]
-    if not variants:
-        raise EditError(f"no method fits any of the places: {next(iter(left_out.values()))}")
-    shape = (len(makes), len(where), len(wanted))
-    changes, kl = np.full((*shape, len(measured)), np.nan), np.full(shape, np.nan)
-    found = effects(lm, measured, variants).changes
-    cost = side_effects(lm, variants, text, length=length).kl.mean(1)
-    for i, key in enumerate(made):
-        part = slice(i * len(wanted), (i + 1) * len(wanted))
-        changes[key], kl[key] = found[part], cost[part]
-    if progress is not None:
-        progress(total - 1, total)
-    options: dict[str, Any] = {"task": measured_name(parts, on), "methods": list(makes), "limit": limit}
-    options |= {"sites": [place.label for place in where], "coefficients": list(wanted), "draws": draws, "on": on}
+
+    def told(done: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    made, left_out = _made(lm, parts.train.take(train, seed), makes, where, told)
+    changes, kl = _measured(bench, made, wanted, (len(makes), len(where)))
+    told(total - 1)
+    labels = tuple(place.label for place in where)
+    options: dict[str, Any] = {"task": part.name, "methods": list(makes), "limit": limit, "sites": list(labels)}
+    options |= {"coefficients": list(wanted), "draws": draws, "on": on}
     value = Robustness(
-        options["task"],
+        part.name,
         measured.unit,
-        tuple(makes),
-        tuple(place.label for place in where),
-        wanted,
-        changes,
-        kl,
-        cosines(lm, made, len(makes), len(where)),
-        np.full(shape[:2], np.nan),
-        draws,
-        limit,
-        measured.groups,
-        left_out,
-        provenance(lm, measured.prompts, "robustness", options, seed=seed),
+        methods=tuple(makes),
+        sites=labels,
+        coefficients=wanted,
+        effects=changes,
+        kl=kl,
+        cosines=cosines(lm, made, len(makes), len(where)),
+        beaten=np.full((len(makes), len(where)), np.nan),
+        draws=draws,
+        limit=limit,
+        groups=measured.groups,
+        left_out=left_out,
+        provenance=provenance(lm, measured.prompts, "robustness", options, seed=seed),
     )
     if draws:
-        beaten, random_kl = _beaten(lm, measured, value, made, text, length, draws, seed)
+        beaten, random_kl = _beaten(bench, value, made, seed)
         value = value.with_(beaten=beaten, random_kl=random_kl)
-    if progress is not None:
-        progress(total, total)
+    told(total)
     return value
 
 
-def measured_name(parts: Parts, on: str) -> str:
-    """The name of the part that is measured."""
-    return getattr(parts, on).name
+def _made(
+    lm: LM, train: Task, makes: Mapping[str, Make], where: Sequence[Place], told: Callable[[int], None]
+) -> tuple[Made, dict[str, str]]:
+    """Every method's intervention at every place, and why some have none. EditError where none has any."""
+    made: Made = {}
+    left_out: dict[str, str] = {}
+    cells = product(enumerate(makes.items()), enumerate(where))
+    for done, ((m, (name, make)), (s, place)) in enumerate(cells, 1):
+        try:
+            made[m, s] = make(lm, train, [str(site) for site in place.sites])
+        except MISFITS as error:
+            left_out[f"{name} at {place.label}"] = str(error).splitlines()[0]
+        told(done)
+    if not made:
+        raise EditError(f"no method fits any of the places: {next(iter(left_out.values()))}")
+    return made, left_out
 
 
-def cosines(lm: LM, made: Mapping[tuple[int, int], Intervention], methods: int, sites: int) -> np.ndarray:
-    """(site, method, method) the cosine of two methods' vectors; NaN where one of them has none."""
+def _measured(
+    bench: Bench, made: Made, coefficients: Sequence[float], shape: tuple[int, int]
+) -> tuple[Float[np.ndarray, "method site coefficient example"], Float[np.ndarray, "method site coefficient"]]:
+    """The change of the task's number and the KL of every intervention at every coefficient; NaN where there is
+    none."""
+    many = len(coefficients)
+    changes = np.full((*shape, many, len(bench.measured)), np.nan)
+    kl = np.full((*shape, many), np.nan)
+    variants = [base * c for base in made.values() for c in coefficients]
+    found, cost = bench.effects(variants).changes, bench.kl(variants)
+    for i, cell in enumerate(made):
+        changes[cell], kl[cell] = found[i * many : (i + 1) * many], cost[i * many : (i + 1) * many]
+    return changes, kl
+
+
+def cosines(lm: LM, made: Made, methods: int, sites: int) -> Float[np.ndarray, "site method method"]:
+    """The cosine of two methods' vectors; NaN where one of them has none."""
     found = np.full((sites, methods, methods), np.nan)
     vectors = {key: vector_of(lm, intervention) for key, intervention in made.items()}
     for (m, s), one in vectors.items():
@@ -181,36 +196,21 @@ def _dot(one: Vector, other: Vector) -> float:
 
 
 def _beaten(
-    lm: LM,
-    measured: Measure,
-    value: Robustness,
-    made: Mapping[tuple[int, int], Intervention],
-    passages: Sequence[Passage],
-    length: int,
-    draws: int,
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(method, site) the share of random directions that do less than the method at its chosen coefficient, and
-    (method, site, draw) the KL that each came to where KL was matched."""
+    bench: Bench, value: Robustness, made: Made, seed: int
+) -> tuple[Float[np.ndarray, "method site"], Float[np.ndarray, "method site draw"]]:
+    """The share of random directions that do less than the method at its chosen coefficient, and the KL that each came
+    to where KL was matched; each with the sign that does more."""
+    draws = value.draws
     shares, came = np.full(value.beaten.shape, np.nan), np.full((*value.beaten.shape, draws), np.nan)
     for (m, s), base in made.items():
         chosen = value.chosen(m, s)
         if chosen is None or not base.edits:
             continue
-        picked = base * value.coefficients[chosen]
-        shapes = [_shape(lm, edit.site) for edit in picked.edits]
-        matched, norms, kl = any(edit.op != "add" for edit in picked.edits), None, np.full(2 * draws, np.nan)
-        target = float(value.kl[m, s, chosen])
-        if matched and not target > 0:
+        picked, target = base * value.coefficients[chosen], float(value.kl[m, s, chosen])
+        drawn, kl = _directions(bench, picked, target, draws, seed + 1 + m * len(value.sites) + s)
+        if not drawn:
             continue
-        if matched:
-            norms = change_norms(lm, picked, passages[:READ], length=length)
-        drawn = random_directions(picked, shapes, draws, seed + 1 + m * len(value.sites) + s, norms=norms)
-        both = [*drawn, *(draw * -1.0 for draw in drawn)]
-        if matched:
-            both, kl = match_kl(lm, both, target, passages, length=length, rounds=ROUNDS)
-            kl = np.nan_to_num(kl, nan=np.inf)
-        gain = np.nan_to_num(effects(lm, measured, both).changes.mean(1), nan=-np.inf)
+        gain = np.nan_to_num(bench.effects(drawn).changes.mean(1), nan=-np.inf)
         turned = gain[draws:] > gain[:draws]
         best = np.where(turned, gain[draws:], gain[:draws])
         shares[m, s] = float((best < value.effect(m, s).mean).mean())
@@ -218,6 +218,25 @@ def _beaten(
     return shares, came
 
 
-def _shape(lm: LM, site: Site) -> tuple[int, ...]:
-    whole = lm.shape(site.whole)
-    return whole if site.index is None else (len(site.index), *whole[1:])
+def _directions(
+    bench: Bench, picked: Intervention, target: float, draws: int, seed: int
+) -> tuple[list[Intervention], Float[np.ndarray, "variant"]]:
+    """Random directions in the place of an intervention, then their opposites, and the KL that each was brought to.
+
+    Those in the place of added vectors have their norm, and NaN for a KL. Others are set to the KL `target`, and there
+    are none where that is 0.
+    """
+    lm, shapes = bench.lm, shapes_of(bench.lm, picked)
+    if all(edit.op == "add" for edit in picked.edits):
+        drawn = random_directions(picked, shapes, draws, seed)
+        return _both_signs(drawn), np.full(2 * draws, np.nan)
+    if not target > 0:
+        return [], np.empty(0)
+    norms = change_norms(lm, picked, bench.passages[:READ], length=bench.length)
+    drawn = random_directions(picked, shapes, draws, seed, norms=norms)
+    both, kl = match_kl(lm, _both_signs(drawn), target, bench.passages, length=bench.length, rounds=ROUNDS)
+    return both, np.nan_to_num(kl, nan=np.inf)
+
+
+def _both_signs(drawn: Sequence[Intervention]) -> list[Intervention]:
+    return [*drawn, *(draw * -1.0 for draw in drawn)]

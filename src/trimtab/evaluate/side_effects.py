@@ -71,8 +71,27 @@ def side_effects(
     _check_rows(listed)
     if not 0 < prompt < length:
         raise TrimtabError(f"prompt must be between 1 and length − 1 = {length - 1} tokens, got {prompt}")
+    read = passage_prompts(lm, passages, length)
+    rows = read.batch
+    kl, nll, base = np.zeros((len(listed), rows)), np.zeros((len(listed), rows)), np.zeros(rows)
+    together = max(1, HELD // (length * lm.anatomy.vocab))
+    for start in range(0, rows, together):
+        part = slice(start, start + together)
+        prompts = read.rows(part)
+        prompts, here = forced(prompts, [prompt] * prompts.batch, listed)
+        base[part], kl[:, part], nll[:, part] = _compared(lm, prompts, here, prompt)
+        if progress is not None:
+            progress(min(start + together, rows), rows)
+    return SideEffects(kl, base, nll, rows * (length - prompt), tuple(p.source for p in passages))
+
+
+def passage_prompts(lm: LM, passages: Sequence[Passage], length: int) -> Prompts:
+    """The first `length` tokens of each passage, one row each.
+
+    Raises TrimtabError without passages and for one that is shorter.
+    """
     if not passages:
-        raise TrimtabError("no passages were given to measure side effects on: texts.part has neutral ones")
+        raise TrimtabError("no passages were given to measure on: texts.part has neutral ones")
     rows = []
     for passage in passages:
         ids = lm.prompts([passage.text]).ids[0, :length]
@@ -81,16 +100,7 @@ def side_effects(
                 f'the passage "{passage.source}" has {len(ids)} tokens, and {length} are read: ask for fewer'
             )
         rows.append(ids.tolist())
-    kl, nll, base = np.zeros((len(listed), len(rows))), np.zeros((len(listed), len(rows))), np.zeros(len(rows))
-    together = max(1, HELD // (length * lm.anatomy.vocab))
-    for start in range(0, len(rows), together):
-        part = slice(start, start + together)
-        prompts = lm.prompts(rows[part], mask=torch.ones(len(rows[part]), length, dtype=torch.long))
-        prompts, here = forced(prompts, [prompt] * prompts.batch, listed)
-        base[part], kl[:, part], nll[:, part] = _compared(lm, prompts, here, prompt)
-        if progress is not None:
-            progress(min(start + together, len(rows)), len(rows))
-    return SideEffects(kl, base, nll, len(rows) * (length - prompt), tuple(p.source for p in passages))
+    return lm.prompts(rows, mask=torch.ones(len(rows), length, dtype=torch.long))
 
 
 def _compared(

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from trimtab.model.edits import Source
+from trimtab.errors import SiteError
 from trimtab.model.prompts import Prompts
-from trimtab.model.protocols import Dictionary
+from trimtab.model.protocols import Dictionary, Source
 from trimtab.tasks.means import batches
 from trimtab.tasks.measure import Measure
 from trimtab.values.edit import Edit
@@ -29,6 +29,9 @@ Variants = Sequence[Edit | Sequence[Edit]]
 Method = TypeVar("Method", bound=Callable[..., Any])
 Make = Callable[[list[int], Prompts], tuple[Variants, Mapping[str, Source]]]
 """(rows, their prompts) -> the variants, as many for every batch, and the runs that they take values from."""
+
+SUBLAYERS = ("attn_raw", "attn_out", "mlp_raw", "mlp_out")
+"""The sites that several layers have alike: whole outputs of sublayers, which add up in the stream."""
 
 _MARK = "intervenes"
 
@@ -51,9 +54,18 @@ def does_intervene(method: Callable[..., Any]) -> bool:
 
 
 def window_around(lm: LM, site: Site, width: int) -> list[Site]:
-    """A site and its like in the layers l − width/2 up to, not including, l + width/2, as far as they have it."""
-    if site.layer is None or width == 1:
+    """A site and its like in the layers l − width/2 up to, not including, l + width/2, as far as they have it.
+
+    SiteError for windows of anything but the whole output of a sublayer: head 3 of one layer has nothing to do with
+    head 3 of the next, nor have neurons or a dictionary's features, and of several streams the last undoes the others.
+    """
+    if width == 1:
         return [site]
+    if site.layer is None or site.name not in SUBLAYERS or site.index is not None or site.view is not None:
+        raise SiteError(
+            f"{site}: a window of {width} layers is of what whole sublayers give, one of {', '.join(SUBLAYERS)}, and "
+            "nothing else has its like in the layers around it: take one of these, or window=1"
+        )
     first, stop = max(0, site.layer - width // 2), min(lm.anatomy.n_layers, site.layer + (width + 1) // 2)
     around = [site.with_(layer=layer) for layer in range(first, stop)]
     return [s for s in around if lm.anatomy.absence(s) is None]

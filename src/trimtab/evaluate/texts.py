@@ -18,6 +18,9 @@ from jaxtyping import Int
 
 from trimtab.errors import TrimtabError
 
+PASSAGES, ITEMS = 8, 64
+"""Neutral passages and capability items to search by, where none are given."""
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -64,6 +67,16 @@ def part(which: str, share: float = 0.3, seed: int = 0) -> tuple[Passage, ...]:
     """The passages to choose an intervention on ("search") or to judge it on ("test"), of different sources."""
     passages = neutral()
     return tuple(passages[i] for i in _part(len(passages), which, share, seed, "the neutral text"))
+
+
+def search_passages(given: Sequence[Passage] | None = None) -> Sequence[Passage]:
+    """The passages that were given, by default the first 8 of those to choose an intervention on."""
+    return part("search")[:PASSAGES] if given is None else given
+
+
+def search_items(given: Sequence[Item] | None = None, seed: int = 0) -> Sequence[Item]:
+    """The items that were given, by default 64, at random, of those to choose an intervention by."""
+    return some(capability("search"), ITEMS, seed) if given is None else given
 
 
 def some(items: Sequence[Item], most: int, seed: int = 0) -> tuple[Item, ...]:

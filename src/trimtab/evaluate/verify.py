@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from trimtab.model.provenance import provenance
 from trimtab.tasks.task import Task
 from trimtab.values.findings import Candidate, Check, Estimate
 from trimtab.values.scope import Scope
-from trimtab.values.scores import AnyScores, By, Scores, sized, spearman
+from trimtab.values.scores import AnyScores, By, Order, Scores, sized, spearman
 from trimtab.values.shares import share_interval
 from trimtab.values.site import Edge, Site
 from trimtab.values.verification import AuditSample, Verification
@@ -87,37 +87,18 @@ def verify(
     """
     how = _how(task, method)
     direction = _direction(scores, how, direction)
-    window = window_of(scores)
-    on = "clean" if direction == "noise" else "corrupt"
-    if how == "ablation":
-        on = "corrupt" if scores.options.get("on") == "corrupt" else "clean"
-    if k < 1 or controls < 1 or audit < 0:
-        raise TrimtabError(f"k and controls are at least 1 and audit at least 0, got {k}, {controls} and {audit}")
-    if any(isinstance(place, Edge) for place in scores.sites()):
-        raise TrimtabError(
-            "verify tests sites, and these scores are of edges: verify their senders, or patch the paths"
-        )
+    _check_asked(scores, k, controls, audit)
     rng = np.random.default_rng(seed)
     places = _Places.of(lm, cast("Scores", scores), k, by, dictionaries or {})
     others = [places.like(site, controls, rng) for site in places.first]
     sample = [places.rest[i] for i in rng.permutation(len(places.rest))[:audit]]
-    units = list(dict.fromkeys([*places.first, *(site for part in others for site in part), *sample]))
-    wide = [site for site, part in zip(places.first, others, strict=True) if not part]
+    on, window = _on(scores, how, direction), window_of(scores)
     test = Intervening(
-        lm,
-        task,
-        how,
-        on,
-        source or task,
-        exact,
-        batch_size,
-        dictionaries,
-        progress,
-        window=window,
-        seed=seed,
+        lm, task, how, on, source or task, exact, batch_size, dictionaries, progress, window=window, seed=seed
     )
-    found = test.at(units)
-    drawn = test.directions(wide, controls, rng)
+    found = test.at(list(dict.fromkeys([*places.first, *(site for part in others for site in part), *sample])))
+    alone = [site for site, part in zip(places.first, others, strict=True) if not part]
+    drawn = test.directions(alone, controls, rng)
     checks = []
     for rank, (site, part) in enumerate(zip(places.first, others, strict=True), 1):
         candidate = Candidate(str(site), site.unit, scores.method, places.score[site], rank)
@@ -125,9 +106,6 @@ def verify(
         checks.append(check(candidate, found[site], draws, task.groups))
     options = {"task": task.name, "proposed_by": scores.method, "k": k, "controls": controls, "audit": audit, "by": by}
     options |= {"method": how, "direction": direction, "window": window, "source": (source or task).name}
-    looked_at = [*places.first, *sample]
-    proposed = sized(np.array([places.score[site] for site in looked_at]), scores.order if by is None else by)
-    exactly = sized(np.array([found[site].mean() for site in looked_at]), "high" if by in ("high", "value") else "abs")
     return Verification(
         task.name,
         scores.method,
@@ -136,7 +114,7 @@ def verify(
         test.measured.unit,
         tuple(checks),
         controls,
-        spearman(proposed, exactly) if len(looked_at) > 1 else float("nan"),
+        _agreement(places, found, [*places.first, *sample], scores.order, by),
         len(task),
         _audited(places, found, sample, by) if sample else None,
         provenance(lm, test.measured.prompts, "verify", options, seed=seed),
@@ -210,6 +188,15 @@ class _Places:
         return dictionary.encode(torch.zeros(1, 1, d, dtype=self.lm.dtype, device=self.lm.device)).shape[-1]
 
 
+def _agreement(
+    places: _Places, found: Mapping[Site, np.ndarray], looked_at: Sequence[Site], order: Order, by: By | None
+) -> float:
+    """The rank correlation of what the scores say of places with the exact effects; NaN for a single place."""
+    proposed = sized(np.array([places.score[site] for site in looked_at]), order if by is None else by)
+    exactly = sized(np.array([found[site].mean() for site in looked_at]), "high" if by in ("high", "value") else "abs")
+    return spearman(proposed, exactly) if len(looked_at) > 1 else float("nan")
+
+
 def _audited(places: _Places, found: Mapping[Site, np.ndarray], sample: Sequence[Site], by: By | None) -> AuditSample:
     def size(site: Site) -> float:
         mean = float(found[site].mean())
@@ -220,6 +207,22 @@ def _audited(places: _Places, found: Mapping[Site, np.ndarray], sample: Sequence
     effects = tuple(float(found[site].mean()) for site in sample)
     low, high = share_interval(len(missed), len(sample), of=rest)
     return AuditSample(rest, kth, tuple(map(str, sample)), effects, tuple(map(str, missed)), low, high)
+
+
+def _check_asked(scores: AnyScores, k: int, controls: int, audit: int) -> None:
+    if k < 1 or controls < 1 or audit < 0:
+        raise TrimtabError(f"k and controls are at least 1 and audit at least 0, got {k}, {controls} and {audit}")
+    if any(isinstance(place, Edge) for place in scores.sites()):
+        raise TrimtabError(
+            "verify tests sites, and these scores are of edges: verify their senders, or patch the paths"
+        )
+
+
+def _on(scores: AnyScores, how: How, direction: Direction | None) -> Literal["clean", "corrupt"]:
+    """Where the number is read: an ablation's where that of the scores was."""
+    if how == "ablation":
+        return "corrupt" if scores.options.get("on") == "corrupt" else "clean"
+    return "clean" if direction == "noise" else "corrupt"
 
 
 def _how(task: Task, method: str | None) -> How:

@@ -98,6 +98,15 @@ class Figure:
             f"<h3>{name}</h3>{self.body()}\n</body></html>\n"
         )
 
+    def with_details(self, words: str, details: str) -> str:
+        """What a notebook shows of a value: the figure, and under it HTML to unfold, such as a table.
+
+        >>> "<summary>The numbers</summary>" in Figure("Effects", ()).with_details("The numbers", "<table></table>")
+        True
+        """
+        unfolded = f"<details><summary>{escape(words)}</summary>{details}</details>"
+        return f"<div>{self._repr_html_()}{unfolded}</div>"
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as .svg (one picture) or .html (a page), whole or not at all.
 

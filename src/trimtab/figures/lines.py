@@ -43,10 +43,13 @@ class Curve:
     marks: tuple[Mark, ...]
 
 
-def curves(lines: Sequence[Curve], *, about: str, x_axis: str, y_axis: str, first: int = 0) -> str:
+def curves(
+    lines: Sequence[Curve], *, about: str, x_axis: str, y_axis: str, first: int = 0, ringed: str = "picked"
+) -> str:
     """At most six lines; points that may not be picked are hollow, the picked one has a ring.
 
-    `first` is the number of the first line's colour, so that several drawings can share one order.
+    `first` is the number of the first line's colour, so that several drawings can share one order; `ringed` is the word
+    for a point with a ring.
     """
     bottom = 236.0
     marks = [mark for curve in lines for mark in curve.marks]
@@ -64,9 +67,8 @@ def curves(lines: Sequence[Curve], *, about: str, x_axis: str, y_axis: str, firs
             parts.append(path(points, class_=f"line {kind}"))
         for (x, y), mark in zip(points, known, strict=True):
             limit = "" if mark.allowed else "; over the limit"
-            said = (
-                f"{curve.name}, {x_axis} {exact(mark.x)}: {y_axis} {estimate(mark.y)}{limit}{'; picked' * mark.picked}"
-            )
+            ring = f"; {ringed}" if mark.picked else ""
+            said = f"{curve.name}, {x_axis} {exact(mark.x)}: {y_axis} {estimate(mark.y)}{limit}{ring}"
             parts.append(_point(x, y, first + i, f"point {kind}{'' if mark.allowed else ' hollow'}", said))
             if mark.picked:
                 parts.append(element("circle", cx=x, cy=y, r=8.5, class_="ring"))

@@ -38,7 +38,8 @@ from trimtab.locate.lens_scores import first_layer, logit_lens_scores
 from trimtab.locate.magnitude import activation_magnitude, magnitude_contrast
 from trimtab.locate.massive import massive_activations
 from trimtab.locate.methods import method, methods
-from trimtab.locate.monitors import fit_monitor, score_monitor, watch, watch_stream
+from trimtab.locate.monitor_report import score_monitor
+from trimtab.locate.monitors import fit_monitor
 from trimtab.locate.neuron_attribution import comparative_neurons, log_probability_increase
 from trimtab.locate.patching import Normalised, normalised, patching, total_effect
 from trimtab.locate.patchscopes import patchscope, patchscope_scores
@@ -51,6 +52,7 @@ from trimtab.locate.shift import shift
 from trimtab.locate.text_noise import text_noise
 from trimtab.locate.tracing import causal_tracing, tracing_effect, tracing_maps
 from trimtab.locate.tuned_lens import train_tuned_lens
+from trimtab.locate.watching import watch, watch_stream
 
 __all__ = [
     "Attribution",

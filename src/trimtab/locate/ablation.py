@@ -21,13 +21,14 @@ from trimtab.evaluate.resampling import donors, resampled
 from trimtab.locate.plans import plan_ablation, planned_by
 from trimtab.locate.sweep import Exact, Make, Progress, Variants, intervenes, sweep
 from trimtab.locate.units import Places, Spans, places
-from trimtab.model.edits import Source
 from trimtab.model.prompts import Prompts
-from trimtab.model.protocols import Dictionary
+from trimtab.model.protocols import Dictionary, Source
 from trimtab.model.run import Run
-from trimtab.tasks.means import batches, deviations, pooled
+from trimtab.tasks.means import batches, deviations
 from trimtab.tasks.measure import measure
+from trimtab.tasks.reference import name_of, reference_prompts
 from trimtab.tasks.task import Task
+from trimtab.tasks.typical import FIRST, from_first, typical
 from trimtab.values.edit import Edit, Ref
 from trimtab.values.scope import Scope
 from trimtab.values.scores import Scores
@@ -49,6 +50,7 @@ def ablation(
     spans: Spans | None = None,
     kind: Kind = "resample",
     on: Literal["clean", "corrupt"] = "clean",
+    reference: Task | Prompts | None = None,
     per_position: bool = False,
     sigma: float = 1.0,
     cumulative: bool = False,
@@ -64,8 +66,9 @@ def ablation(
 
     "resample": set to its value in another example's prompt, of another group where there is one, and as long as
         possible alike in length. First token goes to first token, the others are counted from the end.
-    "mean": set to its mean over the examples, of the tokens of the span; first tokens, which draw attention and have
-        activations like no other's, have a mean of their own.
+    "mean": set to its mean over the examples, or over those of `reference`, of the tokens of the span. First tokens of
+        a prompt, which draw attention and have activations like no other's, do not count in it: they are set to the
+        mean of first tokens, whatever the span.
     "zero": set to zero.
     "noise": given Gaussian noise of `sigma` standard deviations of each entry, taken over all tokens but the first.
 
@@ -74,6 +77,8 @@ def ablation(
             `["L5.head[3]", "L9.mlp_out@end", "L5.neuron[3,17]"]`.
         spans: positions that are ablated, "all" by default.
         on: which prompts of a counterfactual task; contrast tasks are measured after their questions.
+        reference: what the "mean" is taken over instead of the examples: another task, whose prompts are read where
+            this one's are, or prompts such as `lm.prompts(texts)`. They need the spans that are ablated.
         per_position: the "mean" at each position by itself, over prompts of one template: all of the same number of
             tokens. What every prompt has at a position is then kept, and only what tells them apart is lost.
         cumulative: each candidate of a list together with all that stand before it: what is left when the first k are
@@ -88,27 +93,31 @@ def ablation(
     Zeroing the weights that a head or a neuron writes with (its rows of the output or down projection) is "zero": what
     it writes is then nothing, and the projection's bias is not its own.
 
-    Raises TaskError when there is no other example to resample, and for means by position of prompts that differ in
-    length; SiteError for noise at features and for a map that is
-    to be ablated cumulatively, which has no order.
+    Raises TaskError when there is no other example to resample, for means by position of prompts that differ in length,
+    and for the mean of later tokens over prompts in which the span covers first ones alone; PromptError for a span that
+    a reference lacks; SiteError for noise at features and for a map that is to be ablated cumulatively, which has no
+    order.
 
     >>> ablation(lm, task, "L*.mlp_out", kind="mean").top(3)  # doctest: +SKIP
     """
     kinds = ("resample", "mean", "zero", "noise")
     if kind not in kinds:
         raise TrimtabError(f'no ablation "{kind}"{nearest(str(kind), kinds)}: there are {", ".join(kinds)}')
-    if per_position and kind != "mean":
-        raise TrimtabError(f'per_position says how a mean is taken, and this ablation is "{kind}": give kind="mean"')
+    for name, given in (("per_position", per_position), ("reference", reference is not None)):
+        if given and kind != "mean":
+            raise TrimtabError(f'{name} says how a mean is taken, and this ablation is "{kind}": give kind="mean"')
     where = places(lm, sites, spans, mapped="all", dictionaries=dictionaries)
     measured = measure(lm, task, on=on)
     prompts = measured.prompts
     if kind == "resample":
         groups = [measured.groups[example] for example in measured.owner]
         make = _resampled(lm, where, prompts, donors(prompts, groups, measured.owner, seed))
-    elif kind == "mean" and per_position:
-        make = _averaged_by_position(lm, where, prompts, batch_size)
     elif kind == "mean":
-        make = _averaged(lm, where, prompts, batch_size, dictionaries)
+        over = reference_prompts(lm, task, reference, on)
+        if per_position:
+            make = _averaged_by_position(lm, where, prompts, over, batch_size)
+        else:
+            make = _averaged(lm, where, prompts, over, batch_size, dictionaries)
     elif kind == "zero":
         make = _always([Edit(site, "set", 0.0) for site in where.sites])
     else:
@@ -129,6 +138,7 @@ def ablation(
     )
     options = {"kind": kind, "cumulative": cumulative, "seed": seed} | ({"sigma": sigma} if kind == "noise" else {})
     options |= {"per_position": per_position} if kind == "mean" else {}
+    options |= {"reference": name_of(reference)} if reference is not None else {}
     options |= {"on": on} if task.shape == "counterfactual" else {}
     direction = "noise" if options.get("on") == "clean" else None  # what patching the clean prompts is called
     return where.scores(-changes, lm, task, prompts, "ablation", measured.unit, options, direction)
@@ -158,24 +168,25 @@ def _resampled(lm: LM, where: Places, prompts: Prompts, partner: Sequence[int]) 
     return make
 
 
-def _averaged_by_position(lm: LM, where: Places, prompts: Prompts, batch_size: int) -> Make:
-    """Every place at the mean, at each of its positions, over all prompts, which have the same number of tokens."""
+def _averaged_by_position(lm: LM, where: Places, prompts: Prompts, over: Prompts, batch_size: int) -> Make:
+    """Every place of the prompts at the mean, at each of its positions, over all of `over`: the two have the same
+    number of tokens in every row."""
     if features := [block for block in where.blocks if block.view is not None]:
         raise SiteError(f"{features[0]}: means by position are of the model's own tensors; leave per_position out")
-    lengths = sorted(set(prompts.lengths.tolist()))
+    lengths = sorted({*prompts.lengths.tolist(), *over.lengths.tolist()})
     if len(lengths) > 1:
         raise TaskError(
             f"per_position takes the mean of the tokens at one position of a template, and these prompts have "
-            f"{lengths[0]} to {lengths[-1]} tokens, so that a position is another word's in each: give prompts of one "
-            "template and length, or leave per_position out"
+            f"{lengths[0]} to {lengths[-1]} tokens, so that a position is another word's in each: give prompts (and a "
+            "reference) of one template and length, or leave per_position out"
         )
     total: dict[Site, Tensor] = {}
-    for rows in batches(prompts, sum(int(np.prod(lm.shape(site))) for site in where.tensors), batch_size):
-        run = lm.run(prompts.rows(rows, trim=True), where.tensors, logits=False)
+    for rows in batches(over, sum(int(np.prod(lm.shape(site))) for site in where.tensors), batch_size):
+        run = lm.run(over.rows(rows, trim=True), where.tensors, logits=False)
         for site in where.tensors:  # the same length: no row is padded
             summed = run.whole(site).double().cpu().sum(0)
             total[site] = summed + total[site] if site in total else summed
-    means = {site: (summed / len(prompts)).to(lm.device, lm.dtype) for site, summed in total.items()}
+    means = {site: (summed / len(over)).to(lm.device, lm.dtype) for site, summed in total.items()}
     variants = [Edit(site, "set", Ref("mean")) for site in where.sites]
 
     def make(rows: list[int], part: Prompts) -> tuple[Variants, dict[str, Run]]:
@@ -185,46 +196,33 @@ def _averaged_by_position(lm: LM, where: Places, prompts: Prompts, batch_size: i
 
 
 def _averaged(
-    lm: LM, where: Places, prompts: Prompts, batch_size: int, dictionaries: Mapping[str, Dictionary] | None
+    lm: LM,
+    where: Places,
+    prompts: Prompts,
+    over: Prompts,
+    batch_size: int,
+    dictionaries: Mapping[str, Dictionary] | None,
 ) -> Make:
-    """Every place at the mean of the tokens of its span, and first tokens at theirs where a span covers others too."""
-    starts = prompts.start.tolist()
-    covered = {at: prompts.positions(at) for at in {block.at or Scope("all") for block in where.blocks}}
-    inside = {at: [[c - s for c in row] for row, s in zip(rows, starts, strict=True)] for at, rows in covered.items()}
-    names = {at: f"rest{i}" for i, at in enumerate(inside)}
-    rest = {
-        names[at]: tuple(tuple(p for p in row if p or len(row) == 1) for row in rows) for at, rows in inside.items()
-    }
-    both = {at: [len(row) > 1 and 0 in row for row in rows] for at, rows in inside.items()}
-    start = Scope.parse(0)
-    means = {
-        site: values.mean(0, dtype=np.float64)
-        for site, values in pooled(
-            lm,
-            prompts.with_spans(**rest),
-            [
-                block.with_(at=at)
-                for block in where.blocks
-                for at in (Scope.parse(names[block.at or Scope("all")]), start)
-            ],
-            batch_size=batch_size,
-            dictionaries=dictionaries,
-        ).items()
-    }
+    """Every place of the prompts at the mean, over all of `over`: first tokens at that of first tokens, the others at
+    that of the other tokens of its span."""
+    means = typical(lm, over, where.blocks, batch_size=batch_size, dictionaries=dictionaries)
+    covered = {at: from_first(prompts, at) for at in dict.fromkeys(block.at or Scope("all") for block in where.blocks)}
 
-    def value(site: Site, at: Scope) -> np.ndarray:
-        if where.units is None:
-            return means[site.with_(at=at)]
-        return means[site.with_(at=at, index=None)][list(site.index or ())]
+    def value(site: Site, first: bool) -> np.ndarray:
+        block = site if where.units is None else site.with_(index=None)
+        mean = means.first[block] if first else means.of_later(block)
+        return mean if where.units is None else mean[list(site.index or ())]
 
     def make(rows: list[int], part: Prompts) -> tuple[Variants, dict[str, Run]]:
+        later = {at: tuple(i for i, row in enumerate(rows) if any(c[row])) for at, c in covered.items()}
+        first = {at: tuple(i for i, row in enumerate(rows) if 0 in c[row]) for at, c in covered.items()}
         variants = []
         for site in where.sites:
-            at = site.at or Scope("all")
-            first = tuple(i for i, row in enumerate(rows) if both[at][row])
-            edits = [Edit(site, "set", value(site, Scope.parse(names[at])))]
-            if first:
-                edits.append(Edit(site.with_(at=start), "set", value(site, start), rows=first))
+            at, edits = site.at or Scope("all"), []
+            if later[at]:
+                edits.append(Edit(site, "set", value(site, first=False), rows=later[at]))
+            if first[at]:
+                edits.append(Edit(site.with_(at=FIRST), "set", value(site, first=True), rows=first[at]))
             variants.append(edits)
         return variants, {}
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from trimtab.errors import TaskError, TrimtabError
 from trimtab.locate.audit import audit_scores
 from trimtab.locate.keys import key_changes
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_atp_star
 from trimtab.locate.slopes import at_once, check_choice, check_gradients, entries, gathered, place_sums, values
 from trimtab.locate.units import Places, Spans, default_spans, places
 from trimtab.model.graddrop import dropped_gradients
@@ -47,6 +49,7 @@ SQUARES = 1 << 27
 """Attention scores (numbers) that may be held at once."""
 
 
+@planned_by(plan_atp_star)
 def atp_star(
     lm: LM,
     task: Task,

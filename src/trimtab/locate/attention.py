@@ -35,6 +35,8 @@ from trimtab.locate.patterns import (
     span_pairs,
     summed,
 )
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_side
 from trimtab.locate.units import Places, Spans, places
 from trimtab.model.prompts import Prompts
 from trimtab.tasks.measure import tokens_of
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 UNIT = "attention"
 
 
+@planned_by(plan_side)
 def attention_mass(
     lm: LM,
     task: Examples,
@@ -100,6 +103,7 @@ def attention_mass(
     return head_scores(where, found, lm, chosen, prompts, "attention_mass", UNIT, options)
 
 
+@planned_by(plan_side)
 def attention_entropy(
     lm: LM,
     task: Examples = None,
@@ -138,6 +142,7 @@ def attention_entropy(
     return head_scores(where, found, lm, chosen, prompts, "attention_entropy", unit, options).with_(order="low")
 
 
+@planned_by(plan_side)
 def induction_score(
     lm: LM,
     task: Examples = None,
@@ -163,6 +168,7 @@ def induction_score(
     return _by_token(lm, task, sites, induction_pairs, "induction_score", baseline, side, batch_size, progress)
 
 
+@planned_by(plan_side)
 def duplicate_token_score(
     lm: LM,
     task: Examples = None,
@@ -180,6 +186,7 @@ def duplicate_token_score(
     return _by_token(lm, task, sites, duplicate_pairs, "duplicate_token_score", baseline, side, batch_size, progress)
 
 
+@planned_by(plan_side)
 def previous_token_score(
     lm: LM,
     task: Examples = None,
@@ -198,6 +205,7 @@ def previous_token_score(
     return _by_token(lm, task, sites, previous_pairs, "previous_token_score", baseline, side, batch_size, progress)
 
 
+@planned_by(plan_side)
 def sink_mass(
     lm: LM,
     task: Examples = None,

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_attribution
 from trimtab.locate.slopes import at_once, check_choice, check_gradients, entries, place_sums, values
 from trimtab.locate.units import Places, Spans, default_spans, mean_differences, places
 from trimtab.model.prompts import Prompts
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 Direction = Literal["denoise", "noise"]
 
 
+@planned_by(plan_attribution)
 def attribution_patching(
     lm: LM,
     task: Task,

@@ -14,6 +14,8 @@ import numpy as np
 from trimtab.errors import TrimtabError
 from trimtab.evaluate.intervening import direction_of, window_of
 from trimtab.locate.patching import patching
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_audit
 from trimtab.locate.sweep import Exact, Progress
 from trimtab.tasks.task import Task
 from trimtab.values.audit import Audit
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM
 
 
+@planned_by(plan_audit)
 def audit_scores(
     lm: LM,
     task: Task,

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from trimtab.errors import ModelError, SiteError, TrimtabError, nearest
 from trimtab.locate.frozen import FrozenNorm
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_weights
 from trimtab.model.provenance import provenance
 from trimtab.model.run import Run
 from trimtab.model.taps import Clipped, Heads
@@ -214,6 +216,7 @@ class Circuits:
         return drawn.to(self.lm.dtype).to(self.lm.device)
 
 
+@planned_by(plan_weights)
 def ov_circuit(lm: LM, site: str | Site) -> LowRank:
     """What a head moves: a token whose stream is x adds x @ matrix to the stream of a token that attends to it fully.
 
@@ -230,6 +233,7 @@ def ov_circuit(lm: LM, site: str | Site) -> LowRank:
     return LowRank(_array(weights.v[head]), _array(weights.o[head]), f"OV of L{layer}.head[{head}]")
 
 
+@planned_by(plan_weights)
 def qk_circuit(lm: LM, site: str | Site) -> LowRank:
     """Where a head looks: the score of a query whose stream is x for a key whose stream is y grows with x @ matrix @ y.
 
@@ -245,6 +249,7 @@ def qk_circuit(lm: LM, site: str | Site) -> LowRank:
     return LowRank(_array(weights.q[head]), _array(weights.k[head].T), f"QK of L{layer}.head[{head}]")
 
 
+@planned_by(plan_weights)
 def composition(
     lm: LM,
     sites: Reads = "L*.head",

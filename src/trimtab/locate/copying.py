@@ -19,6 +19,8 @@ from torch import Tensor
 from trimtab.errors import TrimtabError, nearest
 from trimtab.locate.circuits_qk_ov import Circuits
 from trimtab.locate.patterns import Examples, Progress, Side, examples_of, head_scores, layers_of
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_copying, plan_weights
 from trimtab.locate.units import places
 from trimtab.locate.vocabulary import AT_ONCE
 from trimtab.model.prompts import Prompts
@@ -36,6 +38,7 @@ Source = Literal["first", "run"]
 UNITS = {"z": "std of the vocabulary", "top": "share of tokens", "bottom": "share of tokens"}
 
 
+@planned_by(plan_weights)
 def ov_copying_score(
     lm: LM, task: Examples = None, sites: Reads = "L*.head", *, circuits: Circuits | None = None
 ) -> Scores:
@@ -62,6 +65,7 @@ def ov_copying_score(
     return scores.with_(options={}, groups=None)
 
 
+@planned_by(plan_copying)
 def copying_score(
     lm: LM,
     task: Examples = None,

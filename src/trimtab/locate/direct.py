@@ -20,8 +20,11 @@ from torch import Tensor, nn
 from trimtab.errors import SiteError
 from trimtab.locate.attribution import check_sum
 from trimtab.locate.frozen import FrozenNorm
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_question
 from trimtab.locate.sweep import Progress
 from trimtab.locate.units import places
+from trimtab.locate.written import LAST
 from trimtab.model.protocols import Dictionary
 from trimtab.tasks.means import batches
 from trimtab.tasks.measure import Measure, measure
@@ -35,10 +38,17 @@ if TYPE_CHECKING:
 
 WRITTEN = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 """Parts of the last residual stream, or sums of them."""
-RAW = {"head": "attn_raw", "attn_raw": "attn_raw", "neuron": "mlp_raw", "mlp_raw": "mlp_raw"}
+RAW = {
+    "head": "attn_raw",
+    "attn_neuron": "attn_raw",
+    "attn_raw": "attn_raw",
+    "neuron": "mlp_raw",
+    "mlp_raw": "mlp_raw",
+}
 """What comes before a post-norm, where there is one, and the output that it is normed with."""
 
 
+@planned_by(plan_question)
 def direct_logit_attribution(
     lm: LM,
     task: Task,
@@ -52,8 +62,9 @@ def direct_logit_attribution(
     """What each place adds to mean logit(answers) − mean logit(distractors) by the direct path, at the last position.
 
     Args:
-        sites: heads, neurons, features, sublayer outputs, the embedding or residual streams, at the last position. The
-            streams are sums of all before them; the others together with the biases make up the whole difference.
+        sites: heads, neurons (of the MLP or of attention), features, sublayer outputs, the embedding or residual
+            streams, at the last position. The streams are sums of all before them; the others together with the biases
+            make up the whole difference.
         on: which prompts of a counterfactual task; contrast tasks are read after their questions.
         batch_size: prompts that go through the model together.
 
@@ -73,7 +84,7 @@ def direct_logit_attribution(
             raise SiteError(
                 f"{block} does not write to the residual stream directly; take one of {', '.join((*WRITTEN, *RAW))}"
             )
-        if block.at not in (Scope.parse("last"), Scope.parse("end"), Scope.parse(-1)):
+        if block.at not in LAST:
             raise SiteError(f"{block}: the logit is read at the last position, so only what is written there is direct")
     measured = measure(lm, task, on=on, metric="logit_diff")
     bare = {block: block.with_(at=None) for block in where.blocks}
@@ -86,7 +97,7 @@ def direct_logit_attribution(
     for rows in batches(measured.prompts, entries, batch_size):
         prompts = measured.prompts.rows(rows, trim=True)
         run = lm.run(prompts, reads, logits=False, dictionaries=dictionaries)
-        read = {site.with_(at=None): _one(lm, run[site], site) for site in reads}
+        read = {site.with_(at=None): run[site] for site in reads}
         direction = _direction(lm, measured, rows, read[last])
         for column, block in zip(found, bare.values(), strict=True):
             terms = _terms(lm, block, read, direction, dictionaries or {})
@@ -98,11 +109,6 @@ def direct_logit_attribution(
     options = {"on": on} if task.shape == "counterfactual" else {}
     array = where.array(found)
     return where.scores(array, lm, task, measured.prompts, "direct_logit_attribution", "logit", options)
-
-
-def _one(lm: LM, values: Tensor, site: Site) -> Float[Tensor, "row ..."]:
-    """The values of a site at one position of each row, with the site's own shape."""
-    return values.flatten(1) if site.view is not None else values.reshape(len(values), *lm.shape(site.base))
 
 
 def _direction(lm: LM, measured: Measure, rows: list[int], resid: Tensor) -> Float[Tensor, "row d_model"]:
@@ -136,7 +142,7 @@ def _terms(
     attends = RAW[block.name] == "attn_raw"
     raw = read[Site(RAW[block.name], block.layer)]
     toward = FrozenNorm(parts.attn_post if attends else parts.mlp_post, raw).back(direction)
-    module = {"head": parts.o, "neuron": parts.down}.get(block.name)
+    module = {"head": parts.o, "attn_neuron": parts.o, "neuron": parts.down}.get(block.name)
     if module is None:
         return (_exact(value) * toward).sum(-1, keepdim=True)
     back = _back(lambda x: _apply(module, x), value.flatten(1), toward).view_as(value)

@@ -17,6 +17,8 @@ from torch import Tensor
 from trimtab.errors import TaskError
 from trimtab.locate.gradient_sums import Number, On, Progress, gradient_scores
 from trimtab.locate.integrated_gradients import Baseline, attributions
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_slopes, plan_tokens
 from trimtab.locate.slopes import at_once, check_choice, check_gradients, entries, values
 from trimtab.locate.units import Spans
 from trimtab.model.provenance import provenance
@@ -33,6 +35,7 @@ Norm = Literal["l2", "l1"]
 Kind = Literal["gradient_input", "saliency", "integrated_gradients"]
 
 
+@planned_by(plan_slopes)
 def gradient_input(
     lm: LM,
     task: Task,
@@ -65,6 +68,7 @@ def gradient_input(
     )
 
 
+@planned_by(plan_slopes)
 def saliency(
     lm: LM,
     task: Task,
@@ -107,6 +111,7 @@ def saliency(
     )
 
 
+@planned_by(plan_slopes)
 def taylor(
     lm: LM,
     task: Task,
@@ -153,6 +158,7 @@ def taylor(
     )
 
 
+@planned_by(plan_slopes)
 def fisher(
     lm: LM,
     task: Task,
@@ -191,6 +197,7 @@ def fisher(
     )
 
 
+@planned_by(plan_tokens)
 def token_scores(
     lm: LM,
     task: Task,

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.locate.units import Places
-from trimtab.locate.written import Written, stream_before
+from trimtab.locate.written import Written, raw_of, stream_before
 from trimtab.model.gradient import frozen
 from trimtab.model.protocols import Readout
 from trimtab.model.run import Run
@@ -45,13 +45,15 @@ def increases(
 ) -> Float[np.ndarray, "example ..."]:
     """(example …) along the axes of the places, in nats: exact, or first-order estimates; NaN where not `chosen`.
 
-    `measured` reads a log probability at the last position. With `split` the places are heads, all at the last
-    position, and the positions on their addresses are those that they read from.
+    `measured` reads a log probability at the last position. With `split` the places are heads or attention neurons, all
+    at the last position, and the positions on their addresses are those that they read from.
     """
     wanted = _by_block(where, chosen)
     columns = [np.full((len(measured.prompts), len(mine)), np.nan) for mine in wanted]
-    reads = list(dict.fromkeys(read for block in where.blocks for read in _reads(lm, block, split)))
-    entries = sum(int(np.prod(lm.shape(site.whole))) for site in lm.sites(reads)) // 8 + lm.anatomy.vocab
+    reads = lm.sites(list(dict.fromkeys(read for block in where.blocks for read in _reads(lm, block, split))))
+    long = [site for site in reads if site.at is None or site.name == "pattern"]  # of all tokens, or all keys
+    sizes = [int(np.prod(lm.shape(site.whole))) // (1 if site in long else 8) for site in reads]
+    entries = sum(sizes) + lm.anatomy.vocab
     done = 0
     for rows in batches(measured.prompts, entries, batch_size):
         prompts, readout = measured.prompts.rows(rows, trim=True), measured.readout.of_rows(rows)
@@ -70,7 +72,7 @@ def _block(
 ) -> Float[np.ndarray, "row unit"]:
     """The increases of a block's places in each row; without `mine` estimates."""
     written = _written(lm, block, run, split)
-    stream = _at_last(lm, stream_before(lm, block.layer or 0, block.name), run)
+    stream = run[f"{stream_before(lm, block.layer or 0, block.name)}@last"]
     every = torch.arange(written.coefficients.shape[1], device=stream.device)
     units = every if block.index is None else every[list(block.index)]
     if mine is None:
@@ -106,20 +108,19 @@ def _slope(lm: LM, stream: Tensor, readout: Readout) -> Float[Tensor, "row d_mod
 
 def _written(lm: LM, block: Site, run: Run, split: bool) -> Written:
     layer, name = block.layer or 0, block.name
-    raw = _at_last(lm, f"L{layer}.{'mlp_raw' if name == 'neuron' else 'attn_raw'}", run)
+    raw = run[f"L{layer}.{raw_of(name)}@last"]
     if not split:
-        return Written(lm, layer, name, _at_last(lm, f"L{layer}.{name}", run), raw)
-    return Written(lm, layer, name, _from_keys(lm, block, run), raw)
+        return Written(lm, layer, name, run[f"L{layer}.{name}@last"], raw)
+    read = _from_keys(lm, block, run)
+    return Written(lm, layer, name, read if name == "head" else read.flatten(1), raw)
 
 
 def _from_keys(lm: LM, block: Site, run: Run) -> Float[Tensor, "row head d_head"]:
     """The part of each head's output at the last position that it read at a block's positions."""
     prompts, a = run.prompts, lm.anatomy
     assert block.at is not None
-    pattern, v = run.whole(Site("pattern", block.layer)), run.whole(Site("v", block.layer))
-    last = torch.tensor([columns[-1] for columns in prompts.positions("all")], device=pattern.device)
-    mine = pattern[torch.arange(len(pattern), device=pattern.device), last]  # (row head key)
-    mine = torch.where(prompts.columns(block.at).to(mine.device)[:, None], mine, 0.0)
+    pattern, v = run[f"L{block.layer}.pattern@last"], run[f"L{block.layer}.v"]  # (row head key), (row key head d_head)
+    mine = torch.where(prompts.columns(block.at).to(pattern.device)[:, None], pattern, 0.0)
     values = v.repeat_interleave(a.n_heads // a.n_kv, dim=2)
     values = torch.where(prompts.mask.bool().to(v.device)[:, :, None, None], values, 0.0)  # pads may hold anything
     return torch.einsum("rhk,rkhd->rhd", mine, values)
@@ -127,14 +128,8 @@ def _from_keys(lm: LM, block: Site, run: Run) -> Float[Tensor, "row head d_head"
 
 def _reads(lm: LM, block: Site, split: bool) -> list[str]:
     layer, name = block.layer or 0, block.name
-    raw = "mlp_raw" if name == "neuron" else "attn_raw"
-    read = [f"{stream_before(lm, layer, name)}@last", f"L{layer}.{raw}@last"]
-    return [*read, f"L{layer}.pattern", f"L{layer}.v"] if split else [*read, f"L{layer}.{name}@last"]
-
-
-def _at_last(lm: LM, site: str, run: Run) -> Tensor:
-    values = run[f"{site}@last"]
-    return values.reshape(len(values), *lm.shape(lm.sites(site)[0]))
+    read = [f"{stream_before(lm, layer, name)}@last", f"L{layer}.{raw_of(name)}@last"]
+    return [*read, f"L{layer}.pattern@last", f"L{layer}.v"] if split else [*read, f"L{layer}.{name}@last"]
 
 
 def _by_block(where: Places, chosen: np.ndarray | None) -> list[np.ndarray]:

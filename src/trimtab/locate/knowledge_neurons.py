@@ -20,12 +20,12 @@ from trimtab.errors import ModelError, SiteError, TrimtabError
 from trimtab.locate.plans import plan_onward, planned_by
 from trimtab.locate.slopes import at_once, entries
 from trimtab.locate.units import Places, places
+from trimtab.locate.written import LAST
 from trimtab.model.onward import Onward
 from trimtab.model.protocols import Readout
 from trimtab.tasks.means import batches
 from trimtab.tasks.measure import measure
 from trimtab.tasks.task import Task
-from trimtab.values.scope import Scope
 from trimtab.values.scores import Label, Scores
 from trimtab.values.site import Site
 
@@ -145,13 +145,18 @@ def shared_neurons(
 
 def at_last(where: Places, method: str, names: tuple[str, ...]) -> Places:
     """Places that are neurons (or heads) at the last position alone, or a SiteError."""
-    last = {Scope.parse(text) for text in ("last", "end", "-1")}
+    for block in only(where, method, names).blocks:
+        if block.at not in LAST:
+            raise SiteError(f"{block}: {method} looks at the last position alone; leave @{block.at} out")
+    return where
+
+
+def only(where: Places, method: str, names: tuple[str, ...]) -> Places:
+    """Places that are neurons (or heads), or a SiteError."""
     for block in where.blocks:
         if block.name not in names or block.view is not None or block.input is not None:
             wanted = " or ".join(f"L*.{name}" for name in names)
             raise SiteError(f"{block}: {method} takes {wanted}, or units of these such as L5.{names[0]}[3]")
-        if block.at not in last:
-            raise SiteError(f"{block}: {method} looks at the last position alone; leave @{block.at} out")
     return where
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Float
 
 from trimtab.errors import SiteError, TaskError, TrimtabError
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_languages
 from trimtab.locate.units import places
 from trimtab.model.provenance import provenance
 from trimtab.tasks.example import Contrast
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
 
 
+@planned_by(plan_languages)
 def activation_probability(
     lm: LM,
     task: Mapping[str, Sequence[str]] | Task,
@@ -93,6 +96,7 @@ def activation_probability(
     )
 
 
+@planned_by(plan_languages)
 def language_entropy(
     lm: LM,
     task: Mapping[str, Sequence[str]] | Task,

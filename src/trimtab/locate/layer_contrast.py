@@ -8,7 +8,6 @@ one. As scores over layers it says where an answer's probability comes from; gen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +17,8 @@ from torch import Tensor
 
 from trimtab.errors import PromptError, SiteError, TaskError
 from trimtab.locate.lens_scores import ON, Progress, Reader, check_choice, per_example
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_contrast, plan_prompt
 from trimtab.locate.units import places
 from trimtab.locate.vocabulary import STREAM, Translator, check_readable, log_probabilities
 from trimtab.model.provenance import provenance
@@ -25,8 +26,7 @@ from trimtab.model.tokens import strings
 from trimtab.tasks.measure import measure
 from trimtab.tasks.metrics import BY_NAME
 from trimtab.tasks.task import Task
-from trimtab.values.lens import Guess
-from trimtab.values.provenance import Provenance
+from trimtab.values.dola import Dola
 from trimtab.values.scope import Scope
 from trimtab.values.scores import Scores
 from trimtab.values.site import Site
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 Contrasted = Literal["metric", "logit_diff", "log_prob_diff", "log_prob", "prob", "prob_diff", "divergence"]
 
 
+@planned_by(plan_contrast)
 def layer_contrast(
     lm: LM,
     task: Task,
@@ -103,34 +104,7 @@ def layer_contrast(
     return where.scores(array, lm, task, measured.prompts, "layer_contrast", unit, options)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Dola:
-    """Next-token log-probabilities contrasted between the output and an early layer.
-
-    `log_probs` (row vocab) are normalised, −inf where the output itself finds a token implausible. `sites` (site) are
-    the candidates, `divergence` (row site) their Jensen–Shannon divergence from the output in nats, and `chosen` (row)
-    the site that each row was contrasted with.
-    """
-
-    log_probs: Float[Tensor, "row vocab"]
-    sites: tuple[str, ...]
-    divergence: np.ndarray
-    chosen: tuple[str, ...]
-    words: tuple[tuple[Guess, ...], ...]
-    provenance: Provenance | None = None
-
-    def top(self, row: int = 0) -> list[Guess]:
-        """The likeliest next tokens of a row, the likeliest first; fewer where fewer are plausible."""
-        return list(self.words[row])
-
-    def __repr__(self) -> str:
-        guess = self.words[0][0]
-        return (
-            f"<Dola of {len(self.chosen)} rows, {len(self.sites)} candidates: next {guess.token!r} "
-            f"{guess.probability:.1%} against {self.chosen[0]}>"
-        )
-
-
+@planned_by(plan_prompt)
 @torch.no_grad()
 def dola(
     lm: LM,
@@ -151,17 +125,20 @@ def dola(
             chosen on validation data, such as "L0-14.resid_post".
         alpha: tokens below this share of the output's largest probability are left out.
         at: the position that is read, one in each row.
-        top: tokens to name.
+        top: tokens to name, at least 1.
         lens: translators of residual streams.
 
     Raises:
         SiteError: no candidate is left, or one is no residual stream. PromptError: several positions of a row.
+        TaskError: an alpha outside 0 to 1, a top below 1.
 
     >>> dola(lm, "The capital of France is", "L0-14.resid_post").top()[0].token  # doctest: +SKIP
     ' Paris'
     """
     if not 0 <= alpha <= 1:
         raise TaskError(f"alpha is a share of the largest probability, from 0 to 1, got {alpha}")
+    if top < 1:
+        raise TaskError(f"top is how many of the likeliest tokens are named, at least 1, got {top}")
     prompts = lm.prompts(prompts)
     last = Site("resid_post", lm.anatomy.n_layers - 1)
     candidates = [site for site in lm.sites(sites) if site != last]
@@ -186,19 +163,18 @@ def dola(
     implausible = own < own.amax(-1, keepdim=True) + (np.log(alpha) if alpha else -np.inf)
     contrast = torch.log_softmax((own - early).masked_fill(implausible, -torch.inf), -1)
     best = contrast.topk(min(top, contrast.shape[-1]), -1)
-    names = strings(lm.tokenizer, best.indices.tolist())
-    words = tuple(
-        tuple(Guess(*parts) for parts in zip(texts, ids, shares, strict=True) if parts[2] > 0)
-        for texts, ids, shares in zip(names, best.indices.tolist(), best.values.exp().tolist(), strict=True)
-    )
+    known = sorted(set(best.indices.flatten().tolist()))
     options = {"sites": [str(site) for site in candidates], "alpha": alpha, "at": at}
     options |= {"lens": None if lens is None else lens.digest}
     return Dola(
-        contrast,
+        prompts.tokens,
+        contrast.cpu().numpy(),
         tuple(map(str, candidates)),
         np.stack(distances, -1),
         tuple(str(candidates[number]) for number in chosen),
-        words,
+        best.indices.cpu().numpy(),
+        best.values.exp().cpu().numpy(),
+        dict(zip(map(str, known), strings(lm.tokenizer, [known])[0], strict=True)),
         provenance(lm, prompts, "dola", options),
     )
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import PromptError, SiteError, TrimtabError
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_prompt
 from trimtab.locate.vocabulary import AT_ONCE, STREAM, Translator, cell_numbers, log_probabilities
 from trimtab.model.prompts import single_token
 from trimtab.model.provenance import provenance
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from trimtab.model.prompts import Prompts
 
 
+@planned_by(plan_prompt)
 def logit_lens(
     lm: LM,
     prompt: str | Prompts,

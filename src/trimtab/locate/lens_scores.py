@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import TaskError, nearest
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_lens
 from trimtab.locate.units import Places, Spans, places
 from trimtab.locate.vocabulary import (
     AT_ONCE,
@@ -51,6 +53,7 @@ OWN = ("entropy", "kl")
 ON = ("clean", "corrupt")
 
 
+@planned_by(plan_lens)
 def logit_lens_scores(
     lm: LM,
     task: Task,

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float
 
 from trimtab.errors import TaskError, TrimtabError, nearest
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_side, plan_sides
 from trimtab.locate.reach import written
 from trimtab.locate.units import Places, Spans, default_spans, places, side_means
 from trimtab.model.protocols import Dictionary
@@ -32,6 +34,7 @@ Progress = Callable[[int, int], None]
 UNITS = {"z": "std", "difference": "activation", "auroc": "AUROC − ½"}
 
 
+@planned_by(plan_sides)
 def magnitude_contrast(
     lm: LM,
     task: Task,
@@ -84,6 +87,7 @@ def magnitude_contrast(
     return where.scores(where.array(columns), lm, task, prompts, "magnitude_contrast", unit, options)
 
 
+@planned_by(plan_side)
 def activation_magnitude(
     lm: LM,
     task: Task,

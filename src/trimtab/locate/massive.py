@@ -19,6 +19,8 @@ from torch import Tensor
 
 from trimtab.errors import SiteError, TrimtabError
 from trimtab.locate.patterns import Examples, Progress, Side, examples_of
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_side
 from trimtab.locate.units import places
 from trimtab.model.prompts import Prompts
 from trimtab.model.provenance import provenance
@@ -52,6 +54,7 @@ def massive_entries(
     return (size > absolute) & (shares >= ratio), shares
 
 
+@planned_by(plan_side)
 def massive_activations(
     lm: LM,
     task: Examples | Prompts = None,

@@ -1,9 +1,10 @@
 """Neuron attribution: by how much a value vector alone raises the log probability of the answer.
 
-Yu and Ananiadou 2024, "Neuron-Level Knowledge Attribution in Large Language Models", arXiv 2312.12141: a neuron, or a
-head, scores log p(w | h + v) − log p(w | h), where h is the stream that it adds its vector v to and p is read through
-the final norm and the unembedding. Comparative neuron analysis, the same authors, arXiv 2409.14144, asks how that score
-changes when a head is ablated. Both count direct paths only: what a neuron does by way of later layers is not in them.
+Yu and Ananiadou 2024, "Neuron-Level Knowledge Attribution in Large Language Models", arXiv 2312.12141: a neuron, an
+attention neuron or a head scores log p(w | h + v) − log p(w | h), where h is the stream that it adds its vector v to
+and p is read through the final norm and the unembedding. Comparative neuron analysis, the same authors, arXiv
+2409.14144, asks how that score changes when a head is ablated. Both count direct paths only: what a neuron does by way
+of later layers is not in them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 from trimtab.errors import SiteError, TrimtabError
 from trimtab.locate.increases import increases
 from trimtab.locate.knowledge_neurons import at_last
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_increase
 from trimtab.locate.units import Places, Spans, places
 from trimtab.locate.written import refuse_normed_stream
 from trimtab.tasks.measure import Measure, measure
@@ -27,9 +30,12 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
 
 Progress = Callable[[int, int], None]
+ATTENDING = ("head", "attn_neuron")
+WRITERS = ("neuron", *ATTENDING)
 On = Literal["clean", "corrupt"]
 
 
+@planned_by(plan_increase)
 def log_probability_increase(
     lm: LM,
     task: Task,
@@ -42,20 +48,21 @@ def log_probability_increase(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> Scores:
-    """log p(answer | h + v) − log p(answer | h) of each neuron or head at the last position, in nats.
+    """log p(answer | h + v) − log p(answer | h) of each neuron, attention neuron or head at the last position, in nats.
 
     For a neuron, v is its activation times its column of the down projection and h the stream that the MLP adds to
-    (`resid_mid`; in parallel blocks `resid_pre`); for a head, v is its output through its part of the output projection
-    and h is `resid_pre`. p is read from h + v through the final norm, whose scale moves with v, and the unembedding.
-    A post-norm between v and the stream is frozen.
+    (`resid_mid`; in parallel blocks `resid_pre`). For an attention neuron, one channel of a head's output, v is that
+    number times its column of the output projection; for a head it is the sum of those of its channels (channel c of
+    head i is attention neuron i·d_head + c). Both are added to `resid_pre`. p is read from h + v through the final
+    norm, whose scale moves with v, and the unembedding. A post-norm between v and the stream is frozen.
 
     Args:
-        sites: maps such as `"L*.neuron"` and `"L*.head"`, or candidates such as `["L20.neuron[3]", "L5.head[1]"]`
-            (several units in one candidate: the sum of their vectors).
-        keys: of a map of heads: spans of the prompt, such as `["S1", "S2"]`. A head's vector is then split by where it
-            was read: attention to the span's tokens times their values, through the output projection. The scores
-            are then of edges, `L5.v@S1->L5.head[3]@-1`: what the head's output at the last position has of the values
-            at the span.
+        sites: maps such as `"L*.neuron"`, `"L*.attn_neuron"` and `"L*.head"`, or candidates such as
+            `["L20.neuron[3]", "L5.head[1]"]` (several units in one candidate: the sum of their vectors).
+        keys: of a map of heads or attention neurons: spans of the prompt, such as `["S1", "S2"]`. Each vector is then
+            split by where it was read: attention to the span's tokens times their values, through the output
+            projection. The scores are then of edges, `L5.v@S1->L5.head[3]@-1`: what the head's output at the last
+            position has of the values at the span.
         top: that many places, those of largest mean |estimate|, are computed exactly; the others are NaN. Each place
             costs an unembedding on every example, the estimates of a layer cost one together.
         estimate: the first-order estimate v·∂ log p/∂h for every place instead.
@@ -85,9 +92,10 @@ def log_probability_increase(
     )
     options = {"on": on, "top": top, "estimate": estimate, "keys": split}
     made = where.scores(array, lm, task, measured.prompts, "log_probability_increase", "nat", options)
-    return made.with_(site="L{layer}.v@{span}->L{layer}.head[{head}]@-1") if split else made
+    return made.with_(site="L{layer}.v@{span}->" + made.site.replace("@{span}", "@-1")) if split else made
 
 
+@planned_by(plan_increase)
 def comparative_neurons(
     lm: LM,
     task: Task,
@@ -146,9 +154,9 @@ def _prepared(lm: LM, task: Task, sites: Reads, keys: Spans | None, on: On, meth
     refuse_normed_stream(lm, "a value vector")
     where = places(lm, sites, keys, mapped="last", alone="last")
     if keys is None:
-        at_last(where, method, ("neuron", "head"))
-    elif where.units is None or any(block.name != "head" or block.view is not None for block in where.blocks):
-        raise SiteError(f"keys split a map of heads, such as L*.head, got {sites}")
+        at_last(where, method, WRITERS)
+    elif where.units is None or any(block.name not in ATTENDING or block.view is not None for block in where.blocks):
+        raise SiteError(f"keys split a map of heads or attention neurons, L*.head or L*.attn_neuron, got {sites}")
     return where, measure(lm, task, on=on, metric="log_prob")
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from trimtab.errors import TaskError, TrimtabError, nearest
 from trimtab.locate.plans import plan_patching, planned_by
-from trimtab.locate.sweep import Exact, Progress, Variants, intervenes, sweep
+from trimtab.locate.sweep import Exact, Progress, Variants, intervenes, sweep, window_around
 from trimtab.locate.units import Spans, default_spans, places
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
@@ -45,6 +45,7 @@ def patching(
     *,
     spans: Spans | None = None,
     direction: Direction = "denoise",
+    window: int = 1,
     exact: Exact = "fast",
     batch_size: int = 16,
     dictionaries: Mapping[str, Dictionary] | None = None,
@@ -62,13 +63,17 @@ def patching(
             `["L5.head[3]", "L9.mlp_out@S2"]`. Single neurons are best listed: a map of them is one run for each.
         spans: positions that are patched: by default the task's own spans and "end". Candidates without positions of
             their own are patched at all.
+        window: layers patched together around each place's layer l: from l − window/2 up to, not including,
+            l + window/2, as far as they exist; as in `causal_tracing`. Only whole outputs of sublayers have windows
+            (`attn_out`, `mlp_out`, `attn_raw`, `mlp_raw`).
         exact: "fast" computes what changes; "naive" runs the model once for each place.
         batch_size: prompts whose runs are held together.
 
     Returns:
         `Scores` in the metric's unit; `normalised` sets them against the gap between clean and corrupt.
 
-    Raises TaskError for contrast tasks: their sides do not correspond token by token; see `shift`.
+    Raises TaskError for contrast tasks: their sides do not correspond token by token; see `shift`. SiteError for
+    windows of other sites.
 
     >>> patching(lm, task, "L*.resid_post", direction="noise").top(5)  # doctest: +SKIP
     """
@@ -77,27 +82,32 @@ def patching(
         raise TrimtabError(
             f'direction is "denoise" or "noise", got {direction!r}{nearest(str(direction), ["denoise", "noise"])}'
         )
+    if window < 1:
+        raise TrimtabError(f"window is how many layers are patched together, at least 1, got {window}")
     where = places(lm, sites, spans, mapped=default_spans(task), dictionaries=dictionaries)
     both = sides(lm, task)
     measured = measure(lm, task, on="corrupt" if direction == "denoise" else "clean")
     other = both.positive if direction == "denoise" else both.negative
-    variants = [Edit(site, "set", Ref("other")) for site in where.sites]
+    windows = [window_around(lm, site, window) for site in where.sites]
+    variants = [[Edit(site, "set", Ref("other")) for site in together] for together in windows]
+    tensors = list(dict.fromkeys(site.base.whole for together in windows for site in together))
 
     def make(rows: list[int], prompts: Prompts) -> tuple[Variants, dict[str, Run]]:
-        return variants, {"other": lm.run(other.rows(rows, trim=True), where.tensors, logits=False)}
+        return variants, {"other": lm.run(other.rows(rows, trim=True), tensors, logits=False)}
 
     changes = sweep(
         lm,
         measured,
         make,
-        where.tensors,
+        tensors,
         exact=exact,
         batch_size=batch_size,
         dictionaries=dictionaries,
         progress=progress,
     )
     effects = changes if direction == "denoise" else -changes
-    return where.scores(effects, lm, task, measured.prompts, "patching", measured.unit, {}, direction)
+    options = {"window": window} if window > 1 else {}
+    return where.scores(effects, lm, task, measured.prompts, "patching", measured.unit, options, direction)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -16,6 +16,8 @@ import torch
 
 from trimtab.errors import PromptError, SiteError
 from trimtab.locate.lens_scores import ON, check_choice, order_of
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_patchscope, plan_patchscope_scores
 from trimtab.locate.units import Spans, places
 from trimtab.model.prompts import Prompts
 from trimtab.model.provenance import provenance
@@ -39,13 +41,14 @@ Exact = Literal["fast", "naive"]
 Progress = Callable[[int, int], None]
 
 
+@planned_by(plan_patchscope)
 def patchscope(
     lm: LM,
     prompt: Text,
     sites: Reads = "L*.resid_post",
     *,
     at: str = "last",
-    target: Text = IDENTITY,
+    target: str | Prompts = IDENTITY,
     target_at: str = "last",
     into: str | None = None,
     max_new_tokens: int = 8,
@@ -110,6 +113,7 @@ def patchscope(
     )
 
 
+@planned_by(plan_patchscope_scores)
 def patchscope_scores(
     lm: LM,
     task: Task,

@@ -2,24 +2,30 @@
 
 A method may say it itself, by a function of the same arguments that is attached with `planned_by`; for others places
 are counted. Prompts are tokenised, nothing is run. Passes are estimates from layers and positions: an edit leaves the
-layers below it and the positions before it as they were, and these are not computed again.
+layers below it and the positions before it as they were, and these are not computed again. `pace` times one batch, so
+that passes can be told in seconds. Plans of methods that only read are in `plans_reading`.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from trimtab.errors import PromptError
+from trimtab.locate.methods import SUBJECTS
+from trimtab.locate.sweep import window_around
 from trimtab.locate.units import Places, Spans, default_spans, places
 from trimtab.model.memory import budget, row_bytes
 from trimtab.model.prompts import Prompts
-from trimtab.model.spans import RELATIVE
+from trimtab.model.protocols import Dictionary
+from trimtab.tasks.means import batches
 from trimtab.tasks.measure import measure, measure_alone, sides
+from trimtab.tasks.reference import reference_prompts
 from trimtab.tasks.task import Task
 from trimtab.values.scope import Scope
 from trimtab.values.site import Site
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+Dictionaries = Mapping[str, Dictionary] | None
 
 BACKWARD = 2
 """A backward pass in forward passes."""
@@ -64,70 +71,134 @@ def planned_by(plan: Callable[..., Cost]) -> Callable[[Method], Method]:
     return attached
 
 
-def cost(method: Callable[..., Any], lm: LM, task: Task, given: Mapping[str, Any]) -> Cost:
+def cost(method: Callable[..., Any], lm: LM, subject: Any, given: Mapping[str, Any]) -> Cost:
     """What a method would cost with these options: by its own plan, or its places alone.
 
+    `subject` is what it would be run on: a task, `Prompts`, texts, or None for the weights alone or its own prompts.
     Raises what the method would raise of a task or places that it cannot do.
     """
-    parameters = list(inspect.signature(method).parameters.values())[2:]
-    options = {p.name: p.default for p in parameters if p.default is not p.empty} | dict(given)
+    options = settled(method, given)
     plan = getattr(method, "plan", None)
-    if plan is not None:
-        return plan(lm, task, **options)
+    found = Cost() if plan is None else plan(lm, subject, **options)
     asked = options.get("sites")
-    if not isinstance(asked, str | Site | list | tuple):
-        return Cost()
+    if found.places is not None or not isinstance(subject, Task) or not isinstance(asked, str | Site | list | tuple):
+        return found
     spans = options.get("spans") if "spans" in options else "all"
-    return Cost(places=_count(places(lm, asked, spans, mapped=default_spans(task))))
+    where = places(lm, asked, spans, mapped=default_spans(subject), dictionaries=options.get("dictionaries"))
+    return replace(found, places=cells(where))
+
+
+def settled(method: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of a method with its value: what was given, else its default."""
+    parameters = [p for p in inspect.signature(method).parameters.values() if p.name not in ("lm", *SUBJECTS)]
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(given)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a plain forward pass of one batch took, `rows` prompts of `tokens` tokens in `seconds`, and how many
+    tokens all the prompts have on average."""
+
+    rows: int
+    tokens: int
+    seconds: float
+    average: float
+
+    def of(self, passes: float) -> float:
+        """Seconds that so many forward passes of one prompt of average length would take at this pace."""
+        return passes * self.average * self.seconds / self.tokens
+
+
+def pace(lm: LM, prompts: Prompts, batch_size: int = 16) -> Pace:
+    """The pace of this model on this machine, from one batch of these prompts: the one of about average length among
+    those that methods make, of prompts alike in length.
+
+    A pass of a single prompt goes before it, and is not timed: the first one is slower than all later ones.
+    """
+    lengths = prompts.lengths.cpu().numpy()
+    average = float(lengths.mean())
+    made = list(batches(prompts, 1, batch_size))
+    full = [rows for rows in made if len(rows) == max(map(len, made))]
+    part = prompts.rows(min(full, key=lambda rows: abs(float(lengths[rows].mean()) - average)), trim=True)
+
+    def run(rows: Prompts) -> None:
+        lm.run(rows, "final@last", logits=False)["final@last"].sum().item()  # a value is read once all is computed
+
+    run(part.rows([0]))
+    start = perf_counter()
+    run(part)
+    return Pace(len(part), int(part.lengths.sum()), perf_counter() - start, average)
 
 
 def tokens(lm: LM, task: Task) -> int:
     """Tokens in the prompts of a task, both sides together, whether or not their positions correspond."""
-    if task.shape == "contrast":
-        return sum(int(side.lengths.sum()) for side in sides(lm, task))
     try:
         return sum(int(side.lengths.sum()) for side in sides(lm, task))
-    except PromptError:  # twins of another length, which not every method compares
+    except PromptError:
+        if task.shape == "contrast":
+            raise
+        # twins of another length, which not every method compares
         turned = task.of([e.swapped().with_(answers=e.answers, distractors=e.distractors) for e in task.examples])
         return sum(int(measure_alone(lm, one).prompts.lengths.sum()) for one in (task, turned))
 
 
-def plan_patching(lm: LM, task: Task, *, sites: Reads, spans: Spans | None, batch_size: int, **_: object) -> Cost:
-    """Of every place on every twin prompt, and the run that the values are taken from. PromptError for no twins."""
-    sides(lm, task)
-    where = places(lm, sites, spans, mapped=default_spans(task))
-    return _swept(lm, measure(lm, task).prompts, where, batch_size)
-
-
-def plan_ablation(
-    lm: LM, task: Task, *, sites: Reads, spans: Spans | None, on: Any, batch_size: int, **_: object
-) -> Cost:
-    """Of every place on every prompt, and the run that the values are taken from."""
-    return _swept(lm, measure(lm, task, on=on).prompts, places(lm, sites, spans, mapped="all"), batch_size)
-
-
-def plan_shift(lm: LM, task: Task, *, sites: Reads, scope: str | Scope, batch_size: int, **_: object) -> Cost:
-    """Of every place on every prompt; the means of both sides come before."""
-    where = places(lm, sites, None, mapped=scope, alone=scope)
-    return _swept(lm, measure(lm, task).prompts, where, batch_size)
-
-
-def plan_tracing(
+def plan_patching(
     lm: LM,
     task: Task,
     *,
     sites: Reads,
     spans: Spans | None,
-    subject: str,
-    samples: int,
-    metric: Any,
+    window: int,
     batch_size: int,
+    dictionaries: Dictionaries,
     **_: object,
+) -> Cost:
+    """Of every place on every twin prompt, and the run that the values are taken from. PromptError for no twins."""
+    sides(lm, task)
+    where = places(lm, sites, spans, mapped=default_spans(task), dictionaries=dictionaries)
+    return _swept(lm, measure(lm, task).prompts, where, batch_size, window=window)
+
+
+def plan_ablation(
+    lm: LM,
+    task: Task,
+    *,
+    sites: Reads,
+    spans: Spans | None,
+    on: Any,
+    reference: Task | Prompts | None,
+    batch_size: int,
+    dictionaries: Dictionaries,
+    **_: object,
+) -> Cost:
+    """Of every place on every prompt, and the run that the values are taken from."""
+    prompts = measure(lm, task, on=on).prompts
+    cost = _swept(lm, prompts, places(lm, sites, spans, mapped="all", dictionaries=dictionaries), batch_size)
+    more = 0 if reference is None else len(reference_prompts(lm, task, reference, on)) - len(prompts)
+    return replace(cost, passes=(cost.passes or 0.0) + more)
+
+
+def plan_shift(
+    lm: LM,
+    task: Task,
+    *,
+    sites: Reads,
+    scope: str | Scope,
+    batch_size: int,
+    dictionaries: Dictionaries,
+    **_: object,
+) -> Cost:
+    """Of every place on every prompt; the means of both sides come before."""
+    where = places(lm, sites, None, mapped=scope, alone=scope, dictionaries=dictionaries)
+    return _swept(lm, measure(lm, task).prompts, where, batch_size)
+
+
+def plan_tracing(
+    lm: LM, task: Task, *, where: Places, window: int, samples: int, metric: Any, batch_size: int, **_: object
 ) -> Cost:
     """Of every place on every clean prompt under every draw of the noise; examples that do not count are counted."""
     prompts = measure_alone(lm, task, metric).prompts
-    where = places(lm, sites, spans, mapped=(*(f"{subject}_{part}" for part in RELATIVE), "end"))
-    return _swept(lm, prompts, where, batch_size, times=samples)
+    return _swept(lm, prompts, where, batch_size, times=samples, window=window)
 
 
 def plan_onward(lm: LM, task: Task, *, sites: Reads, steps: int, on: Any, batch_size: int, **_: object) -> Cost:
@@ -137,7 +208,7 @@ def plan_onward(lm: LM, task: Task, *, sites: Reads, steps: int, on: Any, batch_
     above = sum(1 - layer / n_layers for layer in {block.layer or 0 for block in where.blocks})
     each = (1 / prompts.lengths.double()).sum().item()
     passes = len(prompts) + above * each * (steps + 2) * (1 + BACKWARD)
-    return Cost(_count(where), passes=passes, memory=_held(lm, prompts, [Site("neuron", 0)], batch_size))
+    return Cost(cells(where), passes=passes, memory=_held(lm, prompts, [Site("neuron", 0)], batch_size))
 
 
 def plan_integral(
@@ -148,7 +219,7 @@ def plan_integral(
     alone = len(where.tensors) if path == "site" else 1
     prompts = measure(lm, task).prompts
     passes = len(prompts) * (2 + alone * (steps * (1 + BACKWARD) + (path == "site")))
-    return Cost(_count(where), passes=float(passes), memory=_held(lm, prompts, where.tensors, batch_size))
+    return Cost(cells(where), passes=float(passes), memory=_held(lm, prompts, where.tensors, batch_size))
 
 
 def plan_paths(lm: LM, task: Task, senders: Sequence[Site], receivers: Sequence[Site], batch_size: int) -> Cost:
@@ -164,21 +235,23 @@ def plan_paths(lm: LM, task: Task, senders: Sequence[Site], receivers: Sequence[
     return Cost(len(senders) * len(receivers), paths * len(prompts), (2 + share) * len(prompts), made)
 
 
-def _swept(lm: LM, prompts: Prompts, where: Places, batch_size: int, times: int = 1) -> Cost:
-    """Of every place on every prompt, `times` over, from the layer and the first position of each on."""
+def _swept(lm: LM, prompts: Prompts, where: Places, batch_size: int, times: int = 1, window: int = 1) -> Cost:
+    """Of every place on every prompt, `times` over, from the first layer of its window and its first position on."""
     n_layers, starts = lm.anatomy.n_layers, prompts.start.tolist()
     lengths = [len(row) for row in prompts.tokens]
+    together = [window_around(lm, block, window) for block in where.blocks]
     behind: dict[Scope, float] = {}
     share = 0.0
-    for block in where.blocks:
-        at = block.at or Scope("all")
+    for first, *_ in together:
+        at = first.at or Scope("all")
         if at not in behind:
             rows = zip(prompts.positions(at), starts, lengths, strict=True)
             behind[at] = sum(1 - (row[0] - start) / n for row, start, n in rows if row)
-        layers = 1 - (n_layers if block.name in ("final", "logits") else block.layer or 0) / n_layers
+        layers = 1 - (n_layers if first.name in ("final", "logits") else first.layer or 0) / n_layers
         share += (where.units or 1) * layers * behind[at]
-    count = _count(where)
-    memory = _held(lm, prompts, where.tensors, batch_size)
+    count = cells(where)
+    tensors = list(dict.fromkeys(site.base.whole for sites in together for site in sites))
+    memory = _held(lm, prompts, tensors, batch_size)
     rows = count * min(batch_size, len(prompts)) * times
     memory += int(min(budget(lm, None), rows * row_bytes(lm, prompts.width, prompts.width)))
     return Cost(count, count * len(prompts) * times, (1.0 + times) * len(prompts) + times * share, memory)
@@ -190,5 +263,6 @@ def _held(lm: LM, prompts: Prompts, tensors: Sequence[Site], batch_size: int) ->
     return entries * min(batch_size, len(prompts)) * prompts.width * lm.dtype.itemsize
 
 
-def _count(where: Places) -> int:
+def cells(where: Places) -> int:
+    """How many places there are."""
     return int(np.prod(where.shape))

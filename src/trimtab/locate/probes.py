@@ -17,6 +17,8 @@ from jaxtyping import Float
 from trimtab.errors import SiteError, TaskError, TrimtabError
 from trimtab.locate.classifiers import Classifier, Kind, Linear, check_kind, fit
 from trimtab.locate.folds import crossed, group_split, shuffled_labels, true_labels
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_fit
 from trimtab.model.protocols import Dictionary
 from trimtab.model.provenance import provenance
 from trimtab.tasks.means import default_read, mean_difference
@@ -33,6 +35,7 @@ LINEAR: tuple[str, ...] = ("logistic", "ridge", "difference", "mass_mean")
 """Kinds that have a direction."""
 
 
+@planned_by(plan_fit)
 def fit_probe(
     lm: LM,
     train: Task,
@@ -90,7 +93,7 @@ class ProbeResult:
 
     `correct` (example) is the share of each test example's two sides that it gets right, `groups` the groups of these.
     `shuffled` (draw) is the balanced accuracy on the same test examples of probes trained with shuffled labels. `probe`
-    is what was trained, None for a network, which has no direction.
+    is what was trained; None where that has no direction: a network, or two sides that do not differ at the site.
     """
 
     site: Site
@@ -122,9 +125,14 @@ class ProbeResult:
         return self._linear().bias
 
     def _linear(self) -> LinearProbe:
-        if self.probe is None:
-            raise TrimtabError(f"a network has no direction: probe {self.site} with a linear kind, {', '.join(LINEAR)}")
-        return self.probe
+        if self.probe is not None:
+            return self.probe
+        if self.kind in LINEAR:
+            raise TrimtabError(
+                f"a probe of {self.site} has no direction: the two sides do not differ there at {self.read}; read "
+                "another site, or other positions of it"
+            )
+        raise TrimtabError(f"a network has no direction: probe {self.site} with a linear kind, {', '.join(LINEAR)}")
 
     def __repr__(self) -> str:
         return (
@@ -160,6 +168,7 @@ def probe_accuracy(
     ours, theirs = (features(lm, task, site, read, batch_size, dictionaries) for task in (train, test))
     correct, null = _tested(ours, theirs, kind, C, hidden, shuffles, seed)
     fitted = fit(*_rows(ours), kind, C=C, hidden=hidden, seed=seed)
+    directed = isinstance(fitted, Linear) and fitted.weight.any()
     return ProbeResult(
         site=site,
         kind=kind,
@@ -167,7 +176,7 @@ def probe_accuracy(
         correct=correct,
         groups=test.groups,
         shuffled=np.mean(null, axis=1) if len(null) else np.full(1, np.nan),
-        probe=linear_probe(lm, train, site, read, ours, fitted, kind) if isinstance(fitted, Linear) else None,
+        probe=linear_probe(lm, train, site, read, ours, fitted, kind) if directed else None,
     )
 
 

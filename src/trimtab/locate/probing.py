@@ -18,6 +18,8 @@ from jaxtyping import Float
 from trimtab.errors import TrimtabError, nearest
 from trimtab.locate.classifiers import Kind, check_kind, fit
 from trimtab.locate.folds import Control, Drawn, Labels, Score, parts_of
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_sides
 from trimtab.locate.units import Spans, places, side_means
 from trimtab.model.protocols import Dictionary
 from trimtab.model.untrained import untrained
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
+@planned_by(plan_sides)
 def probe(
     lm: LM,
     task: Task,

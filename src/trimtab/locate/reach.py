@@ -74,7 +74,7 @@ def _gram(lm: LM, site: Site) -> Float[Tensor, "unit e e"] | None:
     if site.name in WIDE:
         return None
     block = lm.anatomy.blocks[site.layer or 0]
-    linear = {"head": block.o, "neuron": block.down}.get(site.name)
+    linear = {"head": block.o, "attn_neuron": block.o, "neuron": block.down}.get(site.name)
     if linear is None:
         raise SiteError(f"{site} writes nothing to the residual stream itself: take heads, neurons or sublayer outputs")
     like = torch.zeros(1, dtype=lm.dtype, device=lm.device)

@@ -30,6 +30,8 @@ from trimtab.locate.patterns import (
     sink_pairs,
     summed,
 )
+from trimtab.locate.plans import planned_by
+from trimtab.locate.plans_reading import plan_roles, plan_weights
 from trimtab.model.prompts import Prompts
 from trimtab.model.provenance import provenance
 from trimtab.tasks.repeated import RepeatedTokens
@@ -51,6 +53,7 @@ ABOUT = {
 """Each role's score and null."""
 
 
+@planned_by(plan_roles)
 def head_roles(
     lm: LM,
     task: RepeatedTokens | None = None,
@@ -153,6 +156,7 @@ def least(values: Float[np.ndarray, "example head role"], level: float) -> Float
     return values.mean(0) - student.isf((1 - level) / 2 / tests, n - 1) * error
 
 
+@planned_by(plan_weights)
 def role_graph(
     lm: LM,
     table: RoleTable,

@@ -14,6 +14,7 @@ import numpy as np
 from trimtab.errors import TaskError
 from trimtab.evaluate.effect import effects
 from trimtab.evaluate.texts import Passage, part
+from trimtab.locate.plans import Cost, planned_by
 from trimtab.locate.sweep import Progress
 from trimtab.model.provenance import provenance
 from trimtab.tasks.example import Contrast, Counterfactual
@@ -25,14 +26,25 @@ from trimtab.values.scores import Scores
 if TYPE_CHECKING:
     from trimtab.model.lm import LM
 
+On = Literal["clean", "corrupt", "gap"]
 
+
+def _plan(lm: LM, task: Task, *, passages: int, words: int, on: On, seed: int, **_: object) -> Cost:
+    """Of the prompts, and of them behind each passage, which makes them longer."""
+    alone = measure(lm, task, on=on).prompts
+    behind = [measure(lm, _behind(task, passage, words), on=on).prompts for passage in _drawn(passages, seed)]
+    longer = sum(float(prompts.lengths.sum()) for prompts in behind) / float(alone.lengths.sum())
+    return Cost(passes=len(alone) * (1 + longer))
+
+
+@planned_by(_plan)
 def text_noise(
     lm: LM,
     task: Task,
     *,
     passages: int = 3,
     words: int = 40,
-    on: Literal["clean", "corrupt", "gap"] = "clean",
+    on: On = "clean",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Scores:
@@ -53,20 +65,17 @@ def text_noise(
 
     >>> text_noise(lm, task).mean()  # doctest: +SKIP
     """
-    pool = part("search")
-    if not 1 <= passages <= len(pool):
-        raise TaskError(f"passages is how many stand in front in turn, from 1 to {len(pool)}, got {passages}")
     if words < 1:
         raise TaskError(f"words is how many of each passage are taken, at least 1, got {words}")
-    order = np.random.default_rng(seed).permutation(len(pool))[:passages]
+    drawn = _drawn(passages, seed)
     measured = measure(lm, task, on=on)
     before = effects(lm, measured, [Intervention()]).base
     after = []
-    for i, which in enumerate(order):
-        after.append(effects(lm, measure(lm, _behind(task, pool[which], words), on=on), [Intervention()]).base)
+    for i, passage in enumerate(drawn):
+        after.append(effects(lm, measure(lm, _behind(task, passage, words), on=on), [Intervention()]).base)
         if progress is not None:
             progress(i + 1, passages)
-    options: dict[str, object] = {"task": task.name, "passages": [pool[i].source for i in order], "words": words}
+    options: dict[str, object] = {"task": task.name, "passages": [passage.source for passage in drawn], "words": words}
     options |= {"on": on} if task.shape == "counterfactual" else {}
     return Scores(
         before - np.mean(after, 0),
@@ -79,6 +88,13 @@ def text_noise(
         groups=task.groups,
         provenance=provenance(lm, measured.prompts, "text_noise", options),
     )
+
+
+def _drawn(passages: int, seed: int) -> list[Passage]:
+    pool = part("search")
+    if not 1 <= passages <= len(pool):
+        raise TaskError(f"passages is how many stand in front in turn, from 1 to {len(pool)}, got {passages}")
+    return [pool[i] for i in np.random.default_rng(seed).permutation(len(pool))[:passages]]
 
 
 def _behind(task: Task, passage: Passage, words: int) -> Task:

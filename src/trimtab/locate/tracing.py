@@ -8,17 +8,18 @@ needs no twin prompts: a prompt, its answer and the span of its subject are enou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from trimtab.errors import SiteError, TrimtabError, nearest
 from trimtab.locate.corrupted import Known, Subject
-from trimtab.locate.plans import plan_tracing, planned_by
+from trimtab.locate.plans import Cost, plan_tracing, planned_by
 from trimtab.locate.sweep import Exact, Progress, intervenes, window_around
 from trimtab.locate.units import Places, Spans, places
 from trimtab.model.run import Run
+from trimtab.model.spans import RELATIVE
 from trimtab.tasks.means import batches
 from trimtab.tasks.task import Task
 from trimtab.values.edit import Edit, Ref
@@ -37,7 +38,14 @@ INSIDE: dict[str, tuple[str, range]] = {"mlp": ("mlp_out", range(100, 141)), "at
 """Of each sublayer the site that is frozen, and the places of its own sites in the order of `SITES`."""
 
 
-@planned_by(plan_tracing)
+def _plan(
+    lm: LM, task: Task, *, sites: Reads, spans: Spans | None, subject: str, window: int | None, **options: Any
+) -> Cost:
+    where = places(lm, sites, spans, mapped=(*(f"{subject}_{part}" for part in RELATIVE), "end"))
+    return plan_tracing(lm, task, where=where, window=_width(where, window), **options)
+
+
+@planned_by(_plan)
 @intervenes
 def causal_tracing(
     lm: LM,
@@ -223,18 +231,7 @@ def _variants(
     lm: LM, where: Places, window: int | None, severed: Severed | None
 ) -> tuple[list[list[Edit]], list[Site], int]:
     """The edits of each place, the tensors that they take from the clean run, and the window's width."""
-    mapped = where.dims[1:2] == ("layer",)
-    name = where.blocks[0].name
-    width = (WINDOW.get(name, 1) if mapped else 1) if window is None else window
-    if width < 1 or (width > 1 and not mapped):
-        raise TrimtabError(
-            f"window is how many layers around each of a map's are restored together, at least 1, got {window!r}"
-            + (
-                ""
-                if mapped
-                else ": candidates are restored one by one, so leave it out, or give a map such as L*.mlp_out"
-            )
-        )
+    width = _width(where, window)
     restore: dict[Site, Edit] = {}
     freeze: dict[Site, Edit] = {}
     variants = []
@@ -246,6 +243,22 @@ def _variants(
             edits += [freeze.setdefault(s, Edit(s, "set", Ref("base"))) for s in frozen]
         variants.append(edits)
     return variants, list(dict.fromkeys(s.base.whole for s in restore)), width
+
+
+def _width(where: Places, window: int | None) -> int:
+    """How many layers are restored together around each place."""
+    mapped = where.dims[1:2] == ("layer",)
+    width = (WINDOW.get(where.blocks[0].name, 1) if mapped else 1) if window is None else window
+    if width < 1 or (width > 1 and not mapped):
+        raise TrimtabError(
+            f"window is how many layers around each of a map's are restored together, at least 1, got {window!r}"
+            + (
+                ""
+                if mapped
+                else ": candidates are restored one by one, so leave it out, or give a map such as L*.mlp_out"
+            )
+        )
+    return width
 
 
 def _frozen(lm: LM, restored: Sequence[Site], severed: Severed) -> list[Site]:

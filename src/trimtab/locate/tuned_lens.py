@@ -10,7 +10,8 @@ its exact gradient is one product for each site (`trimtab.model.divergence`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from torch import Tensor
 from trimtab.errors import SiteError, TrimtabError
 from trimtab.evaluate.texts import part
 from trimtab.locate.lens_training import Batch, Checkpoint, Nesterov, Positions, windows
+from trimtab.locate.plans import Cost, planned_by
+from trimtab.locate.plans_reading import unembedded
 from trimtab.locate.vocabulary import AT_ONCE, STREAM, cell_numbers, check_readable, log_probabilities
 from trimtab.model.divergence import Precision, Target, kl_and_gradient, way_back
 from trimtab.model.provenance import provenance
@@ -36,6 +39,32 @@ SAVE_EVERY = 25
 """Steps between two checkpoints."""
 
 
+def _plan(
+    lm: LM,
+    texts: Text | None,
+    *,
+    held_out: Text | None,
+    sites: Reads,
+    tokens: int,
+    steps: int,
+    lr: float,
+    context: int,
+    check: int,
+    batch_size: int,
+    seed: int,
+    **_: object,
+) -> Cost:
+    """Of the rows that the drawn positions are in, of each position at each site through the unembedding and back, and
+    of the held-out positions through it twice."""
+    _check(tokens=tokens, steps=steps, lr=lr, context=context - 1, check=check, batch_size=batch_size)
+    rows = _rows(lm, texts, held_out, context, seed)[0]
+    each = float(rows.lengths.double().mean()) - 1
+    read = math.ceil(tokens / steps) * steps + check
+    vectors = read * (2 * len(_streams(lm, sites)) + 1)
+    return Cost(passes=read / each + unembedded(lm, vectors, each))
+
+
+@planned_by(_plan)
 def train_tuned_lens(
     lm: LM,
     texts: Text | None = None,
@@ -91,16 +120,11 @@ def train_tuned_lens(
     >>> logit_lens(lm, "The capital of France is", lens=lens)  # doctest: +SKIP
     """
     _check(tokens=tokens, steps=steps, lr=lr, context=context - 1, check=check, batch_size=batch_size)
-    wanted = sorted(lm.sites(sites), key=lambda site: site.depth)
-    check_readable(wanted, STREAM)
-    if placed := [site for site in wanted if site.at is not None]:
-        raise SiteError(f"{placed[0]}: a translator serves all positions; write {placed[0].with_(at=None)}")
-    last = Site("resid_post", lm.anatomy.n_layers - 1)
-    free = [site for site in wanted if site != last]
+    lens = _Translators.zero(lm, _streams(lm, sites))
     rows, apart = _rows(lm, texts, held_out, context, seed)
     size = math.ceil(tokens / steps)
     options = {
-        "sites": [str(site) for site in wanted],
+        "sites": [str(site) for site in lens.wanted],
         "tokens": size * steps,
         "steps": steps,
         "lr": lr,
@@ -110,57 +134,104 @@ def train_tuned_lens(
         "context": context,
         "precision": precision,
     }
-    n, d = len(free), lm.anatomy.d_model
-    wide = torch.promote_types(lm.dtype, torch.float32)
-    weight, bias = (torch.zeros(n, *shape, dtype=wide, device=lm.device) for shape in ((d, d), (d,)))
-    rule = Nesterov((weight, bias), lr, momentum, weight_decay, clip, steps)
-    source = Positions(lm, rows, [*free, last], size, batch_size, seed)
-    losses = np.zeros((steps, len(wanted)))
-    columns = [wanted.index(site) for site in free]
+    rule = Nesterov((lens.weight, lens.bias), lr, momentum, weight_decay, clip, steps)
+    source = Positions(lm, rows, lens.read, size, batch_size, seed)
+    losses = np.zeros((steps, len(lens.wanted)))
     key = options | {"model": lm.hash, "data": rows.digest, "seed": seed}
-    kept = Checkpoint(checkpoint, key, [weight, bias, *rule.momenta], losses)
+    kept = Checkpoint(checkpoint, key, [lens.weight, lens.bias, *rule.momenta], losses)
+    different = _descend(lm, lens, source, rule, kept, way_back(lm, precision), progress)
+    before, after, judged = _judge(lm, apart, lens, check, batch_size, seed)
+    kept.remove()
+    return TunedLens(
+        sites=tuple(map(str, lens.wanted)),
+        weight=lens.spread(lens.weight.float().cpu().numpy()),
+        bias=lens.spread(lens.bias.float().cpu().numpy()),
+        model=lm.name,
+        model_hash=lm.hash,
+        before=lens.spread(before),
+        after=lens.spread(after),
+        held_out=judged,
+        trained={
+            "positions": size * steps,
+            "different": different,
+            "rows": rows.batch,
+            "per_step": size,
+            "steps": steps,
+        },
+        losses=losses,
+        provenance=provenance(lm, rows, "train_tuned_lens", options, seed=seed),
+    )
+
+
+@dataclass(eq=False)
+class _Translators:
+    """The maps in training: `weight` (free d d) and `bias` (free d) of all `wanted` sites but the `last`."""
+
+    wanted: list[Site]
+    free: list[Site]
+    last: Site
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def zero(cls, lm: LM, wanted: list[Site]) -> _Translators:
+        """Those of the logit lens."""
+        last = Site("resid_post", lm.anatomy.n_layers - 1)
+        free = [site for site in wanted if site != last]
+        n, d = len(free), lm.anatomy.d_model
+        wide = torch.promote_types(lm.dtype, torch.float32)
+        weight, bias = (torch.zeros(n, *shape, dtype=wide, device=lm.device) for shape in ((d, d), (d,)))
+        return cls(wanted, free, last, weight, bias)
+
+    @property
+    def read(self) -> list[Site]:
+        """The sites to read: those to translate, and the model's own output."""
+        return [*self.free, self.last]
+
+    @property
+    def columns(self) -> list[int]:
+        """Where the free sites stand among all."""
+        return [self.wanted.index(site) for site in self.free]
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """(wanted …) from (free …): the last stream is the output, with nothing to add to it and no divergence."""
+        found = np.zeros((len(self.wanted), *values.shape[1:]), values.dtype)
+        found[self.columns] = values
+        return found
+
+
+def _descend(
+    lm: LM,
+    lens: _Translators,
+    source: Positions,
+    rule: Nesterov,
+    kept: Checkpoint,
+    back: Tensor | None,
+    progress: Progress | None,
+) -> int:
+    """Every step of the training that the checkpoint has not done yet; how many different positions were drawn.
+
+    The bias is in units of the streams' root mean square until the end, and in the streams' own then.
+    """
     done = kept.load()
-    back = way_back(lm, precision)
-    unit = torch.ones(n, dtype=wide, device=lm.device)
+    unit = torch.ones(len(lens.free), dtype=lens.bias.dtype, device=lens.bias.device)
     seen: set[tuple[int, int]] = set()
-    for step, batch in zip(range(steps), source.forever(), strict=False):
+    for step, batch in zip(range(rule.steps), source.forever(), strict=False):
         seen.update(batch.places)
         if step == 0:
             unit = batch.streams[:-1].square().mean((1, 2)).sqrt().clamp(min=1e-6)
         if step < done:
             continue
-        for some, slopes, kl in gradients(lm, batch, weight, bias * unit[:, None], back):
+        for some, slopes, kl in gradients(lm, batch, lens.weight, lens.bias * unit[:, None], back):
             slopes[1].mul_(unit[some, None])
             rule.step(step, some, slopes)
-            losses[step, [columns[i] for i in range(n)[some]]] = kl
+            kept.losses[step, lens.columns[some]] = kl
         if progress is not None:
-            progress(step + 1, steps)
-        if step + 1 < steps and (step + 1) % SAVE_EVERY == 0:
+            progress(step + 1, rule.steps)
+        if step + 1 < rule.steps and (step + 1) % SAVE_EVERY == 0:
             kept.save(step + 1)
-    bias *= unit[:, None]
-    before, after, judged = _judge(lm, apart, [*free, last], weight, bias, check, batch_size, seed)
-    kept.remove()
-    arrays = _arrays(wanted, free, weight, bias)
-    trained = {
-        "positions": size * steps,
-        "different": len(seen),
-        "rows": rows.batch,
-        "per_step": size,
-        "steps": steps,
-    }
-    return TunedLens(
-        sites=tuple(map(str, wanted)),
-        weight=arrays[0],
-        bias=arrays[1],
-        model=lm.name,
-        model_hash=lm.hash,
-        before=_spread(wanted, free, before),
-        after=_spread(wanted, free, after),
-        held_out=judged,
-        trained=trained,
-        losses=losses,
-        provenance=provenance(lm, rows, "train_tuned_lens", options, seed=seed),
-    )
+    lens.bias *= unit[:, None]
+    return len(seen)
 
 
 def gradients(
@@ -187,32 +258,34 @@ def gradients(
 
 
 def _judge(
-    lm: LM,
-    prompts: Prompts,
-    sites: Sequence[Site],
-    weight: Tensor,
-    bias: Tensor,
-    check: int,
-    batch_size: int,
-    seed: int,
+    lm: LM, prompts: Prompts, lens: _Translators, check: int, batch_size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean held-out divergence (site) as the logit lens and as the tuned lens, and over how many positions."""
-    n = len(sites) - 1
+    """Mean held-out divergence (free) as the logit lens and as the tuned lens, and over how many positions."""
+    n = len(lens.free)
     totals, count = np.zeros((2, n)), 0
     size = max(1, AT_ONCE // 2 // lm.anatomy.vocab)
-    plain = torch.zeros_like(weight[:1]), torch.zeros_like(bias[:1])
-    for batch in Positions(lm, prompts, sites, size, batch_size, seed).once(check):
+    plain = torch.zeros_like(lens.weight[:1]), torch.zeros_like(lens.bias[:1])
+    for batch in Positions(lm, prompts, lens.read, size, batch_size, seed).once(check):
         rows = batch.streams.shape[1]
         with torch.no_grad():
             own = log_probabilities(lm.unembed(lm.final(batch.streams[-1].to(lm.dtype))))
             for i in range(n):
-                for which, (a, b) in enumerate((plain, (weight[i : i + 1], bias[i : i + 1]))):
+                for which, (a, b) in enumerate((plain, (lens.weight[i : i + 1], lens.bias[i : i + 1]))):
                     x = batch.streams[i]
                     h = x + x @ a[0].T + b[0]
                     logp = log_probabilities(lm.unembed(lm.final(h.to(lm.dtype))))
                     totals[which, i] += float(cell_numbers(logp, own)["kl"].sum())
         count += rows
     return totals[0] / count, totals[1] / count, count
+
+
+def _streams(lm: LM, sites: Reads) -> list[Site]:
+    """The residual streams to translate, in the order of computation."""
+    wanted = sorted(lm.sites(sites), key=lambda site: site.depth)
+    check_readable(wanted, STREAM)
+    if placed := [site for site in wanted if site.at is not None]:
+        raise SiteError(f"{placed[0]}: a translator serves all positions; write {placed[0].with_(at=None)}")
+    return wanted
 
 
 def _rows(lm: LM, texts: Text | None, held_out: Text | None, context: int, seed: int) -> tuple[Prompts, Prompts]:
@@ -230,23 +303,6 @@ def _rows(lm: LM, texts: Text | None, held_out: Text | None, context: int, seed:
     parts = (prompts.rows(sorted(some.tolist())) for some in (order[cut:], order[:cut]))
     train, apart = (windows(lm, some, context) for some in parts)
     return train, apart
-
-
-def _spread(wanted: Sequence[Site], free: Sequence[Site], values: np.ndarray) -> np.ndarray:
-    """(site) of all sites from that of the trained ones: the last stream diverges from itself by nothing."""
-    found = np.zeros(len(wanted))
-    found[[wanted.index(site) for site in free]] = values
-    return found
-
-
-def _arrays(
-    wanted: Sequence[Site], free: Sequence[Site], weight: Tensor, bias: Tensor
-) -> tuple[np.ndarray, np.ndarray]:
-    d = bias.shape[1]
-    found = np.zeros((len(wanted), d, d), np.float32), np.zeros((len(wanted), d), np.float32)
-    at = [wanted.index(site) for site in free]
-    found[0][at], found[1][at] = weight.float().cpu().numpy(), bias.float().cpu().numpy()
-    return found
 
 
 def _check(**numbers: float) -> None:

@@ -1,7 +1,8 @@
 """What single neurons and heads write to the residual stream at one position: value vectors.
 
-A neuron's value vector is its activation times its column of the down projection, a head's is its output through its
-part of the output projection; a post-norm on the way is frozen at what it was. Nothing here knows of tasks or scores.
+A neuron's value vector is its activation times its column of the down projection, an attention neuron's its activation
+times its column of the output projection, a head's the sum of its attention neurons'; a post-norm on the way is frozen
+at what it was. Nothing here knows of tasks or scores.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from torch import Tensor, nn
 from trimtab.errors import ModelError
 from trimtab.locate.frozen import FrozenNorm
 from trimtab.model.anatomy import Block, apply_linear, in_features
+from trimtab.values.scope import Scope
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM
 
+LAST = (Scope.parse("last"), Scope.parse("end"))
+"""What the last position of a prompt is called."""
+
 
 class Written:
-    """The value vectors of the neurons (coefficients (row neuron)) or heads (row head d_head) of one layer.
+    """The value vectors of one layer's neurons or attention neurons (coefficients (row neuron)) or heads (row head
+    d_head).
 
     `raw` (row d_model) is the output of the layer's down or output projection, before any post-norm.
     """
@@ -62,6 +68,11 @@ def stream_before(lm: LM, layer: int, name: str) -> str:
     return f"L{layer}.resid_mid" if mid else f"L{layer}.resid_pre"
 
 
+def raw_of(name: str) -> str:
+    """The output of the projection that neurons or heads write through."""
+    return "mlp_raw" if name == "neuron" else "attn_raw"
+
+
 def refuse_normed_stream(lm: LM, what: str) -> None:
     """ModelError for models in which what is written to the stream is normed away from there (OPT-350m)."""
     if any(block.stream_norm is not None for block in lm.anatomy.blocks):
@@ -71,21 +82,21 @@ def refuse_normed_stream(lm: LM, what: str) -> None:
         )
 
 
-def norm_before_mlp(block: Block, stream: Tensor, mlp_in: Tensor) -> nn.Module | None:
-    """The norm between the stream (row d_model) and what the MLP reads; None where there is none.
+def norm_before(block: Block, stream: Tensor, read: Tensor) -> nn.Module | None:
+    """The norm between the stream (row d_model) and what the MLP or attention reads of it; None where there is none.
 
-    It is found by what it gives: parallel blocks share theirs with attention, or have one of their own.
+    It is found by what it gives: parallel blocks have one for both sublayers, or one for each.
     """
-    if _same(stream, mlp_in):
+    if _same(stream, read):
         return None
     named = [block.mlp_norm] if block.mlp_norm is not None else []
     width = stream.shape[-1]
     norms = [m for m in block.module.modules() if getattr(getattr(m, "weight", None), "shape", None) == (width,)]
     with torch.no_grad():
         for module in (*named, *norms):
-            if _same(module(stream), mlp_in):
+            if _same(module(stream), read):
                 return module
-    raise ModelError("none of the block's norms gives what its MLP reads, so its input does not split into parts")
+    raise ModelError("none of the block's norms gives what its sublayer reads, so that does not split into parts")
 
 
 def _same(x: Tensor, y: Tensor) -> bool:

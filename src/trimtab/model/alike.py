@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.model.edits import ATTENTION, Compiled, Compiler
+from trimtab.model.edit_target import ATTENTION
+from trimtab.model.edits import Compiled, Compiler
 from trimtab.model.frame import Frame
 from trimtab.values.edit import Edit, Ref
 from trimtab.values.site import Site
@@ -36,15 +37,19 @@ class Alike:
 
     def moved(self, x: Tensor, frame: Frame) -> Tensor:
         """(batch pos unit) where the edit of each unit changes the tensor (batch pos unit …) at all."""
-        apart = self.whole.apply(x, frame) != x
+        apart = self._by_unit(self.whole.apply(x, frame) != x)
         return apart if apart.ndim == 3 else apart.flatten(3).any(-1)
 
     def apply(self, x: Tensor, frame: Frame, units: Tensor) -> Tensor:
         """The tensor (batch pos unit …) with one unit of each row (batch) edited."""
         rows = torch.arange(len(x), device=x.device)
-        out = x.clone()
-        out[rows, :, units] = self.whole.apply(x, frame)[rows, :, units]
-        return out
+        out = self._by_unit(x).clone()
+        out[rows, :, units] = self._by_unit(self.whole.apply(x, frame))[rows, :, units]
+        return out.view_as(x)
+
+    def _by_unit(self, x: Tensor) -> Tensor:
+        """The tensor with the edits' units as its third axis: attention neurons are the heads' channels."""
+        return x.flatten(2) if self.whole.edit.site.name == "attn_neuron" else x
 
 
 def alike(edits: Sequence[Edit], compiler: Compiler) -> tuple[list[Alike], set[int]]:

@@ -151,6 +151,8 @@ class Anatomy:
                 return self.n_heads
             case "k" | "v" | "rot_k":
                 return self.n_kv
+            case "attn_neuron":
+                return self.n_heads * self.d_head
             case "gate_pre" | "up" | "neuron":
                 return self.blocks[layer].d_mlp
             case "router":
@@ -242,6 +244,8 @@ class Anatomy:
                 return Tap(block.attn, "core", HeadsFirst())
             case "head":
                 return Tap(block.o, "in", Heads(self.n_heads))
+            case "attn_neuron":
+                return Tap(block.o, "in")
             case "attn_raw":
                 return Tap(block.o, "out")
             case "attn_out":

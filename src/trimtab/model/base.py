@@ -18,10 +18,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from trimtab.errors import ModelError
-from trimtab.model.edits import Source
 from trimtab.model.hooks import Step
 from trimtab.model.prompts import Prompts
-from trimtab.model.protocols import Dictionary
+from trimtab.model.protocols import Dictionary, Source
 from trimtab.model.run import Stop, reader
 from trimtab.model.steps import Edits
 from trimtab.values.site import Site

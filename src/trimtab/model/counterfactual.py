@@ -22,10 +22,10 @@ from torch import Tensor
 
 from trimtab.errors import EditError, ModelError, TrimtabError, nearest
 from trimtab.model.base import BaseRun, base_run
-from trimtab.model.edits import Source
+from trimtab.model.edit_weight import Weight
 from trimtab.model.memory import out_of_memory
 from trimtab.model.plan import Plan
-from trimtab.model.protocols import Dictionary, Readout
+from trimtab.model.protocols import Dictionary, Readout, Source
 from trimtab.model.provenance import Call, about
 from trimtab.model.steps import Edits
 from trimtab.model.wavefront import Wavefront
@@ -150,10 +150,9 @@ def plan(
     reason = no_shortcut(lm)
     if reason is not None:
         return naive_plan(lm, work, (f"computed by whole forward passes: {reason}",))
-    compiler = lm.compiler(work.prompts, work.runs, work.dictionaries)
     moved: list[Tensor | None] = []
     for edit in work.unique:
-        weight = compiler.weigh(edit)
+        weight = Weight.of(edit, work.prompts, lm.device)
         moved.append(None if weight is None else weight.table.bool().cpu() & may_differ(lm, edit, work))
     cells, naive = cells_of(lm.anatomy, work, moved)
     return plan_of(lm, work, cells, naive, memory, ("an upper bound: cells found equal to the base run are left out",))

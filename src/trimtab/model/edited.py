@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import EditError
-from trimtab.model.edits import Compiled, Source
+from trimtab.model.edit_target import tensor_of
+from trimtab.model.edits import Compiled
 from trimtab.model.frame import Frame
 from trimtab.model.hooks import Change, Hooks, Step
 from trimtab.model.prompts import Prompts
-from trimtab.model.protocols import Dictionary
+from trimtab.model.protocols import Dictionary, Source
 from trimtab.model.steps import condition_step
 from trimtab.values.edit import Edit, Intervention
 
@@ -51,7 +52,7 @@ class Edited:
                 continue  # no row of any prompts: the model is left as it is
             if edit.when is not None:
                 self.steps.append(condition_step(edit.when, lm.anatomy))
-            self.steps.append(Step(lm.anatomy.resolve(edit.site).base.whole, change=self._late(edit)))
+            self.steps.append(Step(tensor_of(lm.anatomy.resolve(edit.site)), change=self._late(edit)))
 
     def _late(self, edit: Edit) -> Change:
         def change(x: Tensor, frame: Frame) -> Tensor:

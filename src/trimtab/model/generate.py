@@ -18,10 +18,9 @@ from transformers import Cache, DynamicCache
 
 from trimtab.errors import EditError, PromptError, SiteError, nearest
 from trimtab.model.detokenise import Detokeniser, ends, text_of
-from trimtab.model.edits import Source
 from trimtab.model.frame import Frame
 from trimtab.model.prompts import Prompts, SpanLike
-from trimtab.model.protocols import Dictionary
+from trimtab.model.protocols import Dictionary, Source
 from trimtab.model.provenance import Call
 from trimtab.model.run import reader
 from trimtab.model.sampling import Sampling

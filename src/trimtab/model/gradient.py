@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import EditError, SiteError
-from trimtab.model.edits import Source
 from trimtab.model.frame import Frame
 from trimtab.model.hooks import Look, Step
 from trimtab.model.prompts import Prompts
-from trimtab.model.protocols import Dictionary, Readout
+from trimtab.model.protocols import Dictionary, Readout, Source
 from trimtab.model.provenance import Call, about
 from trimtab.model.run import Run
 from trimtab.model.steps import spelled_out

@@ -22,14 +22,14 @@ from trimtab.errors import PromptError
 from trimtab.model.anatomy import Anatomy
 from trimtab.model.counterfactual import counterfactuals, plan
 from trimtab.model.edited import Direct, Edited
-from trimtab.model.edits import Compiled, Compiler, Source
+from trimtab.model.edits import Compiled, Compiler
 from trimtab.model.frame import Frame
 from trimtab.model.generate import generate, stream
 from trimtab.model.gradient import gradients
 from trimtab.model.hooks import Hooks, Step
 from trimtab.model.identities import check_anatomy
 from trimtab.model.prompts import Prompts, single_token
-from trimtab.model.protocols import Dictionary
+from trimtab.model.protocols import Dictionary, Source
 from trimtab.model.provenance import Call
 from trimtab.model.run import Run, Stop, reader
 from trimtab.model.steps import Edits, edit_steps, spelled_out

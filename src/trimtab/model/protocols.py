@@ -1,4 +1,4 @@
-"""What the model room needs to know of dictionaries and metrics, and no more."""
+"""What the model room needs to know of dictionaries, metrics and the runs that edits take values from, and no more."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from trimtab.errors import EditError, PromptError
 from trimtab.model.prompts import Prompts
 from trimtab.values.scope import Scope
+from trimtab.values.site import Site
 
 
 @runtime_checkable
@@ -27,6 +28,19 @@ class Dictionary(Protocol):
 
     def decode(self, features: Tensor) -> Tensor:
         """The part of x (… d) that features (… feature) explain."""
+        ...
+
+
+class Source(Protocol):
+    """What an edit needs of another run: its prompts and its activations at a site (batch pos …)."""
+
+    @property
+    def prompts(self) -> Prompts:
+        """What was run."""
+        ...
+
+    def whole(self, site: Site) -> Tensor:
+        """A whole site, (batch pos unit …)."""
         ...
 
 

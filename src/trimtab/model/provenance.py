@@ -16,10 +16,9 @@ from trimtab.values.edit import Intervention
 from trimtab.values.provenance import Provenance
 
 if TYPE_CHECKING:
-    from trimtab.model.edits import Source
     from trimtab.model.lm import LM
     from trimtab.model.prompts import Prompts
-    from trimtab.model.protocols import Readout
+    from trimtab.model.protocols import Readout, Source
 
 
 def provenance(

@@ -46,7 +46,8 @@ class Delta:
 
     `id` is None where there is no token (cancelled, an error). `top` are (token id, log-probability) pairs, the
     likeliest first. `finish`: "stop" (an end-of-sequence token or a stop text), "length", "cancelled" or "error"; `own`
-    says of an error whether the request itself brought it about (an edit that is too strong), and nothing else did.
+    says of an error whether the request itself brought it about (an edit that is too strong), and nothing else did;
+    `memory` whether memory ran out, also with no other request in the same pass.
     """
 
     id: int | None
@@ -56,6 +57,7 @@ class Delta:
     finish: Finish | None = None
     error: str | None = None
     own: bool = False
+    memory: bool = False
 
 
 class Ticket:

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import EditError, SiteError
-from trimtab.model.edits import ATTENTION, Compiled
+from trimtab.model.edit_target import ATTENTION
+from trimtab.model.edits import Compiled
 from trimtab.model.frame import Frame
 from trimtab.model.hooks import Change, Step
+from trimtab.model.memory import out_of_memory
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
 from trimtab.model.steps import edit_steps, spelled_out
@@ -38,8 +40,8 @@ KEYED = (*ATTENTION, "rot_k")
 class RowEdits:
     """One request's edits, ready for its prompt (one row, no padding) and for what is generated after it.
 
-    `said` is the list of its tokens, which grows. An edit that raises on the way is kept in `error`, and from then on
-    the row is left alone: the rest of the batch goes on.
+    `said` is the list of its tokens, which grows. What an edit raises on the way is kept in `error`, and from then on
+    the row is left alone: the rest of the batch goes on. A lack of memory is the whole pass's, and raised.
 
     Raises `EditError` and `SiteError` for edits that do not fit the model or the prompt.
     """
@@ -58,20 +60,16 @@ class RowEdits:
                 "or write the patched model to a folder and serve that"
             )
         self.prompts, self.said = prompts, said
+        self.anatomy = lm.anatomy
         self.compiled = lm.compile(spelled_out(intervention, lm.anatomy).edits, prompts, None, dictionaries)
-        self.reading: dict[Site, list[Change]] = defaultdict(list)
-        """What is done while the prompt is read, by whole site in the order of the edits."""
-        for step in edit_steps(self.compiled, lm.anatomy):
-            if lm.anatomy.tap(step.site).side == "expert" and step.site.expert is None:
-                raise SiteError(f"{step.site}: name one expert, L{step.site.layer}.expert[0], for each edit")
-            assert step.change is not None
-            self.reading[step.site].append(step.change)
         self.whole = any(edit.weight.condition is not None for edit in self.compiled)
         """Whether the prompt must be read in one pass: a condition is decided on all of it."""
         self.held: dict[Condition, Tensor] = {}
+        """What conditions decided when the prompt was read first: it holds for the whole answer."""
         self.error: Exception | None = None
         self.vectors: dict[Site, list[Compiled]] = {}
         self.others: dict[Site, list[Change]] = {}
+        self.reset()
 
     def begin(self) -> None:
         """Sort, once the prompt has been read, what goes on into the generated tokens."""
@@ -80,6 +78,7 @@ class RowEdits:
             when = edit.weight.condition
             if self._goes_on(edit) and (when is None or bool(self.held[when].all())):
                 live[edit.site.whole].append(edit)
+        self.vectors, self.others = {}, {}
         for site, edits in live.items():
             if all(map(_is_vector, edits)):
                 self.vectors[site] = edits
@@ -87,18 +86,36 @@ class RowEdits:
                 self.others[site] = [edit.apply for edit in edits]
 
     def reset(self) -> None:
-        """As it was before anything was run."""
-        self.held, self.error = {}, None
+        """Ready for its prompt, and for what it has said since, to be read from the start."""
+        self.error = None
+        if len(self.said) == self.prompts.width:
+            self.held = {}
+        self.reading: dict[Site, list[Change]] = defaultdict(list)
+        """What is done while it is read, by the whole site whose tensor is changed, in the order of the edits."""
+        for step in edit_steps(self.compiled, self.anatomy, self.held):
+            if self.anatomy.tap(step.site).side == "expert" and step.site.expert is None:
+                raise SiteError(f"{step.site}: name one expert, L{step.site.layer}.expert[0], for each edit")
+            assert step.change is not None
+            self.reading[step.site].append(step.change)
+
+    def follow(self, other: RowEdits) -> None:
+        """Go on as another row that has the same edits and has read the same prompt."""
+        self.held, self.error = dict(other.held), other.error
 
     def apply(self, changes: Sequence[Change], x: Tensor, start: int) -> Tensor:
-        """The row (1 pos unit …) from its own column `start` on, changed; as it is after an error, which is kept."""
+        """The row (1 pos unit …) from its own column `start` on, changed; as it is after an error, which is kept.
+
+        Raises only what says that memory ran out.
+        """
         stop = start + x.shape[1]
         ids = torch.tensor([self.said[:stop]], device=self.prompts.ids.device)
         frame = Frame(self.prompts, 1, start, x.shape[1], ids=ids, held=self.held)
         try:
             for change in changes:
                 x = change(x, frame)
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is this request's alone)
+        except Exception as error:  # whatever it is, it is this request's alone
+            if out_of_memory(error):
+                raise
             self.error = error
         return x
 
@@ -157,11 +174,12 @@ def _addition(site: Site, rows: Mapping[int, RowEdits], batch: int) -> Change:
     def change(x: Tensor, frame: Frame) -> Tensor:
         nonlocal table, steered
         if table is None:  # the same for as long as the batch is
-            table = x.new_zeros(batch, *x.shape[1:])
+            made = x.new_zeros(batch, *x.shape[1:])
             for number, row in rows.items():
-                table[number, 0] = row.vector(site, x)
+                made[number, 0] = row.vector(site, x)
             on = [number in rows and rows[number].error is None for number in range(batch)]
             steered = None if all(on) else torch.tensor(on, device=x.device).view(batch, *[1] * (x.ndim - 1))
+            table = made  # last: a pass that was broken off before is made again
         y = x + table
         return y if steered is None else torch.where(steered, y, x)
 

@@ -7,15 +7,16 @@ alone (to rounding: batches of other shapes add numbers in another order).
 
 Prompts are read in stretches so that running streams never stall for a long one. Weights are shared, so requests cannot
 patch them; hooks are on the model for the length of a forward pass and no longer. Here is how requests are taken, the
-thread, and its end; a step is in `serving_steps.py`, how rows are edited in `rows.py`, where their keys and values are
-in `kvcache.py`. It knows nothing of the web.
+thread, and its end; a step is in `serving_steps.py`, how prompts are read in `serving_reading.py`, what rows that run
+share in `serving_batch.py`, how they are edited in `rows.py`, where their keys and values are in `kvcache.py`. It knows
+nothing of the web.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,12 @@ __all__ = ["Batcher", "Delta", "Request", "Stats", "Ticket"]
 
 @dataclass(frozen=True)
 class Stats:
-    """What a batcher has done and is doing: requests, tokens, steps, and rows times columns of its cache."""
+    """What a batcher has done and is doing: requests, tokens, steps, and rows times columns of its cache.
+
+    `prompt_tokens` counts the prompts that have been read to their end: once for neighbours that are read together, and
+    not again where they are read again. `retried` counts passes that failed and were made again in halves, `read_again`
+    how often a request went back to be read again, because reading it had failed or it made way for others.
+    """
 
     active: int
     waiting: int
@@ -45,6 +51,8 @@ class Stats:
     steps: int
     failed: int = 0
     cache_tokens: int = 0
+    retried: int = 0
+    read_again: int = 0
 
 
 class Batcher(Steps):
@@ -54,6 +62,9 @@ class Batcher(Steps):
     together, the newest one makes way, and is read again when there is room. At most `max_waiting` requests wait.
     `chunk` is how many prompt tokens are read between two steps of running streams. `dictionaries` are those that
     edits name.
+
+    Where memory runs out, or a pass raises whatever it is, the batch is taken apart: a request ends with an error only
+    where it fails with no other beside it.
 
     Call `step` in a loop, iterate a ticket, or `start` a thread; `close` ends it.
 
@@ -94,7 +105,7 @@ class Batcher(Steps):
     def stats(self) -> Stats:
         """Counts up to now."""
         c, reading = self._counts, self._reading
-        caches = [cache for cache in (self._cache, reading and reading.cache) if cache is not None]
+        caches = [cache for cache in (self._batch.cache, reading and reading.cache) if cache is not None]
         with self._changed:
             waiting = len(self._waiting) + len(self._alone)
             active = len(self._open) - waiting
@@ -108,6 +119,8 @@ class Batcher(Steps):
             steps=c["steps"],
             failed=c["failed"],
             cache_tokens=sum(cache.tokens for cache in caches),
+            retried=self._batch.retried,
+            read_again=c["again"],
         )
 
     # Asking
@@ -119,20 +132,31 @@ class Batcher(Steps):
         Raises `PromptError` for tokens, sizes or options out of range, `EditError` and `SiteError` for edits that do
         not fit the model, `Busy` where too many wait, `ModelError` after `close`.
         """
-        self._check_size(request)
-        ticket = Ticket(0, len(request.ids), self._advance)
-        row = Row(self.lm, request, ticket, self._ends, self.dictionaries)
+        return self.submit_all([request])[0]
+
+    def submit_all(self, requests: Sequence[Request]) -> list[Ticket]:
+        """Put several in line behind each other, or, where one of them is wrong as in `submit`, none.
+
+        Neighbours with the same prompt and intervention read it once, as far as they begin at the same time: answers to
+        one prompt with different seeds.
+        """
+        rows = []
+        for request in requests:
+            self._check_size(request)
+            ticket = Ticket(0, len(request.ids), self._advance)
+            rows.append(Row(self.lm, request, ticket, self._ends, self.dictionaries))
         with self._changed:
             if self._closed:
                 raise ModelError("this batcher is closed and takes no requests: make another")
-            if len(self._waiting) >= self.max_waiting:
-                raise Busy(f"{len(self._waiting)} requests are waiting, the most that may: try again later")
-            ticket.number = self._counts["submitted"]
-            self._counts["submitted"] += 1
-            self._open[ticket.number] = row
-            self._waiting.append(row)
+            if (waiting := len(self._waiting)) + len(rows) > self.max_waiting:
+                raise Busy(f"{waiting} requests are waiting, and {self.max_waiting} may at most: try again later")
+            for row in rows:
+                row.ticket.number = self._counts["submitted"]
+                self._counts["submitted"] += 1
+                self._open[row.ticket.number] = row
+                self._waiting.append(row)
             self._changed.notify_all()
-        return ticket
+        return [row.ticket for row in rows]
 
     def _check_size(self, request: Request) -> None:
         prompt, new, positions = len(request.ids), request.max_new_tokens, self.lm.positions

@@ -1,7 +1,7 @@
 """One request under way: its tokens, its edits, the text so far; and the next token of several of them.
 
 Rows that pick in the same way are warped together, so that one sort of the vocabulary serves them all; each draws from
-its own generator.
+its own generator. Until a row takes its token, picking it again gives the same one.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.errors import EditError, PromptError
+from trimtab.errors import PromptError, TrimtabError
 from trimtab.model.detokenise import Detokeniser, Stops
+from trimtab.model.memory import out_of_memory
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
 from trimtab.model.requests import Delta, Request, Ticket
 from trimtab.model.rows import RowEdits
 from trimtab.model.sampling import NOTHING_TO_DRAW, Sampling
+from trimtab.values.edit import Intervention
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM
@@ -34,6 +36,24 @@ class Token:
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Why a row has no next token: in words, whether its own request brought it about, whether memory ran out.
+
+    It holds no exception, which would hold the tensors of the pass that raised it.
+    """
+
+    words: str
+    own: bool = False
+    memory: bool = False
+
+    @classmethod
+    def by(cls, error: Exception, own: bool = False) -> Broken:
+        """By an exception; `own`: it was found in what is this row's alone."""
+        words = str(error) or type(error).__name__
+        return cls(words, own and isinstance(error, TrimtabError), out_of_memory(error))
 
 
 class Row:
@@ -63,9 +83,10 @@ class Row:
         if (largest := max((*request.ids, *named))) >= vocab:
             raise PromptError(f"the token id {largest} is not one of {lm.name}, which has 0 to {vocab - 1}")
         try:
-            self.generator = torch.Generator().manual_seed(request.seed)
+            self._generator = torch.Generator().manual_seed(request.seed)
         except (RuntimeError, OverflowError, ValueError, TypeError) as error:
             raise PromptError(f"a seed is a whole number of 64 bits, got {request.seed!r}") from error
+        self._drawn = self._generator.get_state()
         self.said = list(request.ids)
         self.most = len(self.said) + request.max_new_tokens
         # without a tokenizer the tokens are not decoded one by one, which nothing here looks at
@@ -79,9 +100,20 @@ class Row:
         """Whether nothing has been said yet."""
         return len(self.said) == len(self.request.ids)
 
+    @property
+    def prompt(self) -> tuple[tuple[int, ...], Intervention]:
+        """What is read before its first token: it need be read once for all rows that begin with the same."""
+        return self.request.ids, self.request.intervention
+
+    def draws(self) -> torch.Generator:
+        """The generator of its next token, as its last one left it."""
+        return self._generator.set_state(self._drawn)
+
     def take(self, token: Token) -> Delta:
         """Go on with a token: what is to be told of it."""
         self.said.append(token.id)
+        if self.sampling.temperature:
+            self._drawn = self._generator.get_state()
         last = token.id in self.ends
         full = len(self.said) == self.most
         piece = self.text.take(token.id, last or full)
@@ -90,22 +122,22 @@ class Row:
         return Delta(token.id, shown, token.logprob, token.top, finish)
 
 
-def picked(rows: Sequence[Row], logits: Float[Tensor, "row vocab"]) -> list[Token | Exception]:
+def picked(rows: Sequence[Row], logits: Float[Tensor, "row vocab"]) -> list[Token | Broken]:
     """The next token of each row, or what was wrong with its logits."""
     best, likeliest = logits.max(-1)
     ids, finite = torch.stack([likeliest, best.isfinite().long()]).tolist()
-    found: list[Token | Exception] = [Token(token) for token in ids]
+    found: list[Token | Broken] = [Token(token) for token in ids]
     alike: dict[Sampling, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
         if not finite[number]:
-            found[number] = EditError("the model's logits are not finite: an edit is too strong for it")
+            found[number] = Broken("the model's logits are not finite: an edit is too strong for it", own=True)
         elif not row.sampling.plain and not row.ended:
             alike[row.sampling].append(number)
     for sampling, numbers in alike.items():
         said = _said([rows[number] for number in numbers], logits.device)
-        drawn = sampling.draw(said, logits[numbers], [rows[number].generator for number in numbers])
+        drawn = sampling.draw(said, logits[numbers], [rows[number].draws() for number in numbers])
         for number, token in zip(numbers, drawn.tolist(), strict=True):
-            found[number] = EditError(NOTHING_TO_DRAW) if token < 0 else Token(token)
+            found[number] = Broken(NOTHING_TO_DRAW, own=True) if token < 0 else Token(token)
     _with_probabilities(rows, logits, found)
     return found
 
@@ -118,7 +150,7 @@ def _said(rows: Sequence[Row], device: torch.device) -> Tensor:
     return torch.tensor([row.said + row.said[-1:] * (width - len(row.said)) for row in rows], device=device)
 
 
-def _with_probabilities(rows: Sequence[Row], logits: Tensor, found: list[Token | Exception]) -> None:
+def _with_probabilities(rows: Sequence[Row], logits: Tensor, found: list[Token | Broken]) -> None:
     asked = [n for n, row in enumerate(rows) if row.request.logprobs and isinstance(found[n], Token) and not row.ended]
     if not asked:
         return

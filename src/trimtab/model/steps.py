@@ -8,7 +8,9 @@ from torch import Tensor
 
 from trimtab.errors import EditError, SiteError
 from trimtab.model.anatomy import Anatomy
-from trimtab.model.edits import Compiled, evaluate
+from trimtab.model.conditions import evaluate
+from trimtab.model.edit_target import tensor_of
+from trimtab.model.edits import Compiled
 from trimtab.model.frame import Frame
 from trimtab.model.hooks import Step
 from trimtab.values.edit import Condition, Edit, Intervention
@@ -42,10 +44,11 @@ def is_selection(address: str) -> bool:
         return False
 
 
-def edit_steps(compiled: Iterable[Compiled], anatomy: Anatomy) -> list[Step]:
-    """Compiled edits as steps, with a step before them for each condition that they wait for."""
+def edit_steps(compiled: Iterable[Compiled], anatomy: Anatomy, decided: Iterable[Condition] = ()) -> list[Step]:
+    """Compiled edits as steps, with a step before them for each condition that they wait for and that is not `decided`
+    yet."""
     steps: list[Step] = []
-    seen: set[Condition] = set()
+    seen = set(decided)
     for edit in compiled:
         when = edit.weight.condition
         if when is not None and when not in seen:
@@ -66,7 +69,7 @@ def condition_step(condition: Condition, anatomy: Anatomy) -> Step:
         )
 
     def change(x: Tensor, frame: Frame) -> Tensor:
-        evaluate(condition, x, frame)
+        evaluate(condition, x.flatten(2), frame)
         return x
 
-    return Step(site.whole, change=change)
+    return Step(tensor_of(site), change=change)

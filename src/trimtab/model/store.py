@@ -24,9 +24,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trimtab.errors import FileError, SiteError, nearest
-from trimtab.model.edits import Source
 from trimtab.model.prompts import Prompts
-from trimtab.model.protocols import Dictionary
+from trimtab.model.protocols import Dictionary, Source
 from trimtab.model.steps import spelled_out
 from trimtab.values.site import Site
 

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from trimtab.errors import EditError, PromptError
 from trimtab.model.anatomy import Anatomy
-from trimtab.model.edits import Compiled, Source
+from trimtab.model.edit_target import tensor_of
+from trimtab.model.edits import Compiled
 from trimtab.model.halves import entry_of, needs
 from trimtab.model.memory import budget, row_bytes
 from trimtab.model.plan import Cell, Plan, first_columns
 from trimtab.model.prompts import Prompts
-from trimtab.model.protocols import Dictionary, Readout
+from trimtab.model.protocols import Dictionary, Readout, Source
 from trimtab.model.run import Run
 from trimtab.model.steps import Edits, spelled_out
 from trimtab.values.edit import Edit, Intervention, Ref
@@ -145,7 +146,7 @@ def kept_sites(a: Anatomy, work: Work) -> set[Site]:
     for site in edited:
         if site.name in ("final", "logits"):
             continue
-        kept.add(site.whole)
+        kept.add(tensor_of(site))
         layer = site.layer or 0
         entry = entry_of(site.kind.order, a.blocks[layer].experts is not None)
         kept |= {Site(name, layer) for name in needs(a.family, entry)}

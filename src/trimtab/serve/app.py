@@ -12,7 +12,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -24,9 +24,9 @@ from trimtab import __version__
 from trimtab.errors import TrimtabError
 from trimtab.serve.completing import Answers, closing
 from trimtab.serve.hosts import host_of, loopback
-from trimtab.serve.limits import read_body
+from trimtab.serve.limits import Uncrowded, read_body
 from trimtab.serve.metrics import Counted
-from trimtab.serve.problems import Problem, problem_of
+from trimtab.serve.problems import Problem, problem_of, short
 from trimtab.serve.replies import Chat, Frame, Listed, ModelCard, Text, VectorCard
 from trimtab.serve.schema import ChatBody, TextBody
 from trimtab.serve.service import Service
@@ -34,8 +34,11 @@ from trimtab.serve.sse import EventStream, while_connected
 from trimtab.serve.steering import steered
 
 
-def application(service: Service) -> FastAPI:
-    """The ASGI application of a service; starting and ending it starts and ends the batches."""
+def application(service: Service, connections: Callable[[], int] = lambda: 0) -> FastAPI:
+    """The ASGI application of a service; starting and ending it starts and ends the batches.
+
+    `connections` tells how many connections are open, for the limit of them.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -56,7 +59,8 @@ def application(service: Service) -> FastAPI:
     app.state.service = service
     app.include_router(health)
     app.include_router(routes)
-    app.add_middleware(Counted, metrics=service.metrics)
+    app.add_middleware(Uncrowded, connections=connections, most=service.limits.connections)
+    app.add_middleware(Counted, metrics=service.metrics)  # around it, so that what is refused is counted too
     for kind in (Problem, TrimtabError):
         app.add_exception_handler(kind, _problem)
     app.add_exception_handler(HTTPException, _http)
@@ -196,9 +200,10 @@ async def _problem(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    path = short(request.url.path)
     if error.status_code == 404:
-        return Problem(404, f"there is nothing at {request.url.path}", code="not_found").response()
-    words = f"{request.method} is not for {request.url.path}" if error.status_code == 405 else str(error.detail)
+        return Problem(404, f"there is nothing at {path}", code="not_found").response()
+    words = f"{request.method} is not for {path}" if error.status_code == 405 else str(error.detail)
     return Problem(error.status_code, words, code="invalid_request").response()
 
 

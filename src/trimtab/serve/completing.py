@@ -142,8 +142,8 @@ class Answers:
         service, body = self.service, self.body
         check_length(body, service.window, service.longest)
         self.asked = prompts_of(service.lm, body)
-        for index, request in enumerate(requests_of(self.asked, body, intervention, service.window)):
-            ticket = service.batcher.submit(request)
+        requests = requests_of(self.asked, body, intervention, service.window)
+        for index, ticket in enumerate(service.batcher.submit_all(requests)):
             self.rows.append(Row(ticket))
             if self.closed:  # set before the rows are gone through, and so seen here or there
                 ticket.cancel()
@@ -239,6 +239,9 @@ class Answers:
             words = f"the steered model could not go on: {delta.error}"
             return Problem(422, words, code="steering_failed", param="steering")
         _log.error("an answer was broken off: %s", delta.error or delta.finish)
+        if delta.memory:
+            words = "the server has no memory for this answer: ask for a shorter one, or again when it is less busy"
+            return Problem(503, words, code="out_of_memory")
         return Problem(500, "something failed here, and the answer was broken off", code="internal")
 
 

@@ -6,11 +6,13 @@ It knows nothing of models: `tokens` is compared by whoever has counted them.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimtab.serve.problems import Problem, busy, problem_of
 
@@ -28,7 +30,7 @@ class Limits:
     waiting: int = 64
     """Answers that may wait for a free row. Beyond them a request is refused, to be sent again later."""
     connections: int = 1000
-    """Open connections."""
+    """Open connections. A request that comes while there are more is refused, and its connection closed."""
     body_seconds: float = 30.0
     """For the body of a request to arrive; also for its head, after the beginning of a connection or an answer."""
     stalled_seconds: float = 60.0
@@ -56,6 +58,22 @@ class Gate:
     def leave(self, count: int) -> None:
         """Give places back."""
         self.inside -= count
+
+
+class Uncrowded:
+    """The application, with Problem 503 for requests that come while more than `most` connections are open."""
+
+    def __init__(self, app: ASGIApp, connections: Callable[[], int], most: int) -> None:
+        self.app, self.connections, self.most = app, connections, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it before anything of it is looked at."""
+        answer = self.app
+        if scope["type"] == "http" and self.connections() > self.most:
+            words = f"more than {self.most} connections are open: close those that are idle, or come again in a moment"
+            answer = Problem(503, words, code="too_many_connections", retry_after=1).response()
+            answer.headers["connection"] = "close"
+        await answer(scope, receive, send)
 
 
 async def read_body(request: Request, kind: type[B], limits: Limits) -> B:

@@ -57,9 +57,18 @@ class _Engine(Collector):
         yield GaugeMetricFamily("trimtab_waiting", "Answers waiting for a free row.", stats.waiting)
         yield CounterMetricFamily("trimtab_finished", "Answers that came to their end.", stats.finished)
         yield CounterMetricFamily("trimtab_cancelled", "Answers that nobody waited for.", stats.cancelled)
-        yield CounterMetricFamily("trimtab_prompt_tokens", "Tokens read.", stats.prompt_tokens)
+        yield CounterMetricFamily("trimtab_failed", "Answers that ended with an error.", stats.failed)
+        yield CounterMetricFamily(
+            "trimtab_prompt_tokens", "Tokens of prompts, once for answers that began together.", stats.prompt_tokens
+        )
         yield CounterMetricFamily("trimtab_generated_tokens", "Tokens written.", stats.generated_tokens)
-        yield CounterMetricFamily("trimtab_steps", "Passes over the model.", stats.steps)
+        yield CounterMetricFamily("trimtab_steps", "Steps, each of which writes a token of every answer.", stats.steps)
+        yield CounterMetricFamily("trimtab_retried", "Passes that failed and were made again in halves.", stats.retried)
+        yield CounterMetricFamily(
+            "trimtab_read_again",
+            "Answers that went back to be read again: their reading failed, or they made way for others.",
+            stats.read_again,
+        )
 
 
 class Counted:

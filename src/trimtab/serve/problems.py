@@ -47,6 +47,12 @@ class Problem(Exception):
         return JSONResponse(self.body, self.status, headers)
 
 
+def short(text: str) -> str:
+    """A client's word as it stands in a message: not longer than a line, and no control characters."""
+    shown = "".join(char if char.isprintable() else "\ufffd" for char in text)
+    return shown if len(shown) <= 80 else f"{shown[:80]}…"
+
+
 def busy() -> Problem:
     """What clients are told who come when there is no room."""
     return Problem(429, "the server is busy: send the request again in a moment", code="server_busy", retry_after=1)

@@ -19,7 +19,7 @@ from typing import cast
 import numpy as np
 
 from trimtab.errors import EditError, nearest
-from trimtab.serve.problems import Problem
+from trimtab.serve.problems import Problem, short
 from trimtab.serve.replies import EditCard, VectorCard
 from trimtab.serve.schema import Steer
 from trimtab.values.edit import Edit, Intervention
@@ -64,7 +64,7 @@ class Registry:
         if name not in self.vectors:
             raise Problem(
                 404,
-                f'there is no vector "{_short(name)}"{nearest(name, self.vectors)}',
+                f'there is no vector "{short(name)}"{nearest(name, self.vectors)}',
                 code="vector_not_found",
                 param=param,
             )
@@ -78,7 +78,7 @@ class Registry:
         if not model.startswith(f"{self.base}+"):
             raise Problem(
                 404,
-                f'there is no model "{_short(model)}"{nearest(model, self.models)}: this server has "{self.base}"',
+                f'there is no model "{short(model)}"{nearest(model, self.models)}: this server has "{self.base}"',
                 code="model_not_found",
                 param="model",
             )
@@ -93,7 +93,7 @@ class Registry:
             coefficient = math.nan
         if not math.isfinite(coefficient):
             raise Problem(
-                422, f'"{_short(written)}" is no coefficient: write a number', code="invalid_value", param="model"
+                422, f'"{short(written)}" is no coefficient: write a number', code="invalid_value", param="model"
             )
         return Steer(vector=name, coefficient=coefficient)
 
@@ -123,9 +123,3 @@ def _card(edit: Edit) -> EditCard:
         norm=norm,
         condition=None if edit.when is None else str(edit.when.site),
     )
-
-
-def _short(text: str) -> str:
-    """A client's word as it stands in a message: not longer than a line, and no control characters."""
-    shown = "".join(char if char.isprintable() else "\ufffd" for char in text)
-    return shown if len(shown) <= 80 else f"{shown[:80]}…"

@@ -11,14 +11,16 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from trimtab.errors import TrimtabError
 from trimtab.serve.app import application
+from trimtab.serve.problems import Problem
 from trimtab.serve.service import Service
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -58,7 +60,7 @@ class Server(uvicorn.Server):
     def __init__(self, service: Service, grace: float = 20.0, ready: Callable[[], None] | None = None) -> None:
         limits = service.limits
         config = uvicorn.Config(
-            application(service),
+            application(service, lambda: len(self.server_state.connections)),
             http=_protocol(limits.body_seconds, limits.stalled_seconds),
             ws="none",
             lifespan="on",
@@ -66,7 +68,6 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=limits.connections,
             timeout_graceful_shutdown=int(grace) + MARGIN,
         )
         super().__init__(config)
@@ -110,7 +111,7 @@ class Server(uvicorn.Server):
 
 
 def _protocol(head: float, stalled: float) -> type[H11Protocol]:
-    """HTTP/1.1 whose connections end where clients are slow.
+    """HTTP/1.1 whose connections end where clients are slow, and whose errors have the shape of all others here.
 
     Within `head` seconds of its beginning, and of each answer, the head of a request must be there, whole: bytes of it
     are not enough. A client that has more unread than the transport keeps for it takes `LEAST` of it in `stalled`
@@ -134,6 +135,18 @@ def _protocol(head: float, stalled: float) -> type[H11Protocol]:
             super().handle_events()
             if self.cycle is not before:
                 self._stop(self.deadline)
+
+        def send_400_response(self, msg: str) -> None:
+            answer = Problem(400, "this is no request of HTTP/1.1", code="invalid_http").response()
+            headers = [*answer.raw_headers, (b"connection", b"close")]
+            parts = [
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=bytes(answer.body)),
+                h11.EndOfMessage(),
+            ]
+            with suppress(h11.LocalProtocolError):  # an answer has begun: it is broken off
+                self.transport.write(b"".join(self.conn.send(part) or b"" for part in parts))
+            self.transport.close()
 
         def on_response_complete(self) -> None:
             self._wait_for_a_head()  # first, as the next one may have come already

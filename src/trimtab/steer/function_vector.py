@@ -7,7 +7,7 @@ examples, put in the place of another: Hendel et al. 2023, "In-Context Learning 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,21 +87,13 @@ def function_vector(
                 "to add: use in_context_task_vector, which takes the stream itself"
             )
     wanted = lm.sites(sites or default_site(lm))
-    writing: Writing = {
-        "shots": shots,
-        "item": item,
-        "colon": colon,
-        "separator": separator,
-        "most": most,
-        "seed": seed,
-    }
+    writing = Writing(shots=shots, item=item, colon=colon, separator=separator, most=most, seed=seed)
     if heads is None:
         heads = causal_indirect_effect(lm, task, **writing, batch_size=batch_size, progress=progress)
     chosen = _heads(lm, heads, n_heads)
-    means = _means(lm, task, list({Site("head", site.layer) for site in chosen}), writing, batch_size)
-    vector = _results(lm, chosen, means)
-    edits = [_edit(lm, site, "add", vector, strength, where) for site in wanted]
-    prompts = _prompts(lm, in_context(task, **writing))
+    prompts = _shown(lm, task, writing)
+    vector = _results(lm, chosen, _means(lm, prompts, {Site("head", site.layer) for site in chosen}, batch_size))
+    edits = [_added(lm, site, vector, strength, where) for site in wanted]
     options = {"task": task.name, "heads": [str(site) for site in chosen], **writing}
     made = provenance(lm, prompts, "function_vector", options, seed=seed)
     return Intervention(tuple(edits), name=f"{task.name} function vector", provenance=made)
@@ -141,15 +133,8 @@ def in_context_task_vector(
     >>> in_context_task_vector(lm, builtin.task("capitals"), "L12.resid_post")  # doctest: +SKIP
     """
     wanted = lm.sites(sites or default_site(lm))
-    writing: Writing = {
-        "shots": shots,
-        "item": item,
-        "colon": colon,
-        "separator": separator,
-        "most": most,
-        "seed": seed,
-    }
-    means = _means(lm, task, wanted, writing, batch_size)
+    writing = Writing(shots=shots, item=item, colon=colon, separator=separator, most=most, seed=seed)
+    means = _means(lm, _shown(lm, task, writing), wanted, batch_size)
     edits = [Edit(site, "set", means[site], where=_placed(site, where), strength=strength) for site in wanted]
     return Intervention(tuple(edits), name=f"{task.name} in-context task vector")
 
@@ -175,16 +160,9 @@ def causal_indirect_effect(
 
     Raises TaskError for answers of several tokens: `tasks.fit` leaves such examples out.
     """
-    writing: Writing = {
-        "shots": shots,
-        "item": item,
-        "colon": colon,
-        "separator": separator,
-        "most": most,
-        "seed": seed,
-    }
+    writing = Writing(shots=shots, item=item, colon=colon, separator=separator, most=most, seed=seed)
     layers = [Site("head", layer) for layer in range(lm.anatomy.n_layers)]
-    means = _means(lm, task, layers, writing, batch_size)
+    means = _means(lm, _shown(lm, task, writing), layers, batch_size)
     measured = measure_alone(lm, in_context(task, **writing, shuffled=True), metric=metric)
     n = lm.anatomy.n_heads
     edits = [
@@ -230,17 +208,16 @@ def _heads(lm: LM, given: AnyScores | Reads, n: int) -> list[Site]:
     return list(dict.fromkeys(found))
 
 
-def _prompts(lm: LM, shown: Task) -> Prompts:
-    return lm.prompts([example.clean for example in shown.examples])  # pyright: ignore[reportAttributeAccessIssue]
+def _shown(lm: LM, task: Task, writing: Writing) -> Prompts:
+    """The few-shot prompts of a task."""
+    examples = in_context(task, **writing).examples
+    return lm.prompts([example.clean for example in examples])  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _means(
-    lm: LM, task: Task, sites: list[Site], writing: Writing, batch_size: int
-) -> dict[Site, Float[np.ndarray, "..."]]:
-    """(*shape) the mean of each site at the last token of the few-shot prompts."""
-    shown = in_context(task, **writing)
+def _means(lm: LM, prompts: Prompts, sites: Iterable[Site], batch_size: int) -> dict[Site, Float[np.ndarray, "..."]]:
+    """(*shape) the mean of each site at the last token of prompts."""
     placed = {site: site.with_(at=LAST) for site in sites}
-    found = pooled(lm, _prompts(lm, shown), list(placed.values()), batch_size=batch_size)
+    found = pooled(lm, prompts, list(placed.values()), batch_size=batch_size)
     return {site: found[at].mean(0, dtype=np.float64).astype(np.float32) for site, at in placed.items()}
 
 
@@ -266,9 +243,9 @@ def _placed(site: Site, where: str | Scope | None) -> Scope:
     return (site.at or LAST) if where is None else Scope.parse(where)
 
 
-def _edit(lm: LM, site: Site, op: str, vector: np.ndarray, strength: float, where: str | Scope | None) -> Edit:
-    """An edit of a site as wide as the stream. SiteError for another."""
+def _added(lm: LM, site: Site, vector: np.ndarray, strength: float, where: str | Scope | None) -> Edit:
+    """A vector added to a site as wide as the stream. SiteError for another."""
     shape = lm.shape(site.whole)
     if site.view is not None or site.index is not None or shape != vector.shape:
         raise SiteError(f"{site}: a function vector is added to the residual stream, such as {default_site(lm)}")
-    return Edit(site, op, vector, where=_placed(site, where), strength=strength)
+    return Edit(site, "add", vector, where=_placed(site, where), strength=strength)

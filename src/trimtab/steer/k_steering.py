@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 
 from trimtab.errors import EditError, TaskError, nearest
-from trimtab.model.edits import probe_slope
+from trimtab.model.operations import probe_slope
 from trimtab.steer.both_sides import BothSides, both_sides, one_vector
 from trimtab.steer.methods import scope_free
 from trimtab.steer.probes import logistic

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import EditError, PromptError, SiteError, TaskError, TrimtabError, nearest
-from trimtab.evaluate.places import Place
+from trimtab.errors import EditError, TrimtabError, nearest
+from trimtab.evaluate.places import MISFITS, Place
 from trimtab.steer.methods import OWN, at_scopes, method, takes_factor
+from trimtab.tasks.signatures import required
 from trimtab.tasks.task import Task
 from trimtab.values.edit import Intervention
 
@@ -64,8 +65,9 @@ def resolved(methods: str | Method | Mapping[str, str | Method] | Iterable[str |
     return found
 
 
-def is_scaling(make: Method) -> bool:
-    """Whether a method takes sites and no model, as `scale` does."""
+def takes_sites_alone(make: Method) -> bool:
+    """Whether a method takes sites and no model, as `scale` does; one's own may be a partial or a lambda, which
+    `methods.is_scaling` does not count."""
     return next(iter(inspect.signature(make).parameters), "") == "sites"
 
 
@@ -94,8 +96,20 @@ class Proposer:
                 if option not in known:
                     raise EditError(f'{name} has no option "{option}"{nearest(option, known)}')
         for name, make in self.methods.items():
-            if needed := _needed(make, self.options.get(name, {})):
+            if needed := required(make, "lm", "task", "sites", "factor", *self.options.get(name, {})):
                 raise EditError(f"{name} has to be told {' and '.join(needed)}: give options={{{name!r}: …}}")
+
+    @property
+    def told(self) -> dict[str, object]:
+        """What is tried, as a provenance says it."""
+        return {
+            "methods": list(self.methods),
+            "sites": [place.label for place in self.places],
+            "coefficients": list(self.coefficients),
+            "factors": list(self.factors),
+            "scopes": list(self.scopes),
+            "options": {name: dict(given) for name, given in self.options.items()},
+        }
 
     def coefficients_of(self, method: str) -> tuple[float, ...]:
         """What is tried of a method: factors of a scaling, coefficients of another."""
@@ -111,13 +125,14 @@ class Proposer:
         """A method at a place and scope; None where they do not fit."""
         coefficients = self.coefficients_of(method)
         try:
-            if is_scaling(self.methods[method]):
+            if takes_sites_alone(self.methods[method]):
                 at = self._scaled(method, place, scope)
-                at(coefficients[0])
+                for c in coefficients[:1]:  # a place that it cannot do is left out now
+                    at(c)
             else:
                 base = self._vectors(method, place)[scope]
                 at = partial(operator.mul, base)
-        except (SiteError, EditError, TaskError, PromptError) as error:
+        except MISFITS as error:
             what = f"{method} at {place.label}"
             self.left_out[what] = str(error).splitlines()[0]
             self.refused[what] = error
@@ -142,9 +157,3 @@ class Proposer:
             make = partial(self.methods[method], **self.options.get(method, {}))
             self.made[key] = at_scopes(make, self.lm, self.train, place.sites, self.scopes_of(method))
         return self.made[key]
-
-
-def _needed(make: Method, given: Mapping[str, Any]) -> list[str]:
-    known = inspect.signature(make).parameters.values()
-    free = [p for p in known if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return [p.name for p in free if p.name not in ("lm", "task", "sites", "factor", *given)]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from trimtab.model.lm import LM
+from trimtab.model.prompts import Prompts
 from trimtab.tasks.task import Task
 from trimtab.values.content import Content, digest_of
 from trimtab.values.edit import Intervention
@@ -79,7 +80,7 @@ def _plain(value: object) -> object:
         return value
     if isinstance(value, Site | Scope):
         return str(value)
-    if isinstance(value, Content):
+    if isinstance(value, Content | Prompts):
         return value.digest
     if isinstance(value, np.ndarray | torch.Tensor):
         array = np.ascontiguousarray(value.detach().cpu().float().numpy() if isinstance(value, torch.Tensor) else value)

@@ -7,18 +7,17 @@ judged on the validation part; the test part is not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trimtab.errors import EditError, TrimtabError
+from trimtab.errors import EditError
 from trimtab.evaluate import texts
-from trimtab.evaluate.capabilities import capabilities, measured_items
-from trimtab.evaluate.effect import effects
+from trimtab.evaluate.bench import Bench, Found, Progress
+from trimtab.evaluate.capabilities import measured_items, measured_search_items
 from trimtab.evaluate.places import Spot, parts_of, places
-from trimtab.evaluate.side_effects import side_effects
 from trimtab.evaluate.texts import Item, Passage
 from trimtab.model.provenance import provenance
 from trimtab.steer.proposals import Method, Proposal, Proposer, resolved
@@ -26,7 +25,7 @@ from trimtab.tasks.measure import Measure, measure
 from trimtab.tasks.task import Parts, Task
 from trimtab.values import front as values_front
 from trimtab.values.edit import Intervention
-from trimtab.values.findings import Estimate, Point, Search
+from trimtab.values.findings import Point, Search
 from trimtab.values.front import Rule, objectives
 from trimtab.values.scope import Scope
 
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Proposal", "grid", "largest_effect_within", "pareto_front", "search"]
 
-Progress = Callable[[int, int], None]
-PASSAGES, ITEMS = 8, 64
-"""Neutral passages and capability items of a search, where none are given."""
 LIMIT = 0.3
 """Nats of KL per token that a point may cost, where neither a limit nor a rule is given."""
 
@@ -105,23 +101,15 @@ def search(
     >>> found = search(lm, task, sites="L10-20.resid_post", scopes=("all", "-1:"))  # doctest: +SKIP
     >>> found.pick("knee").intervention  # doctest: +SKIP
     """
-    if rule is not None and limit is not None:
-        raise EditError(
-            f'limit={limit:g} is of the rule "largest_effect_within", and rule="{rule}" was given too: leave one out'
-        )
-    asked = Rule("largest_effect_within", LIMIT if limit is None else limit) if rule is None else Rule.parse(rule)
-    if how not in ("grid", "tpe"):
-        raise EditError(f'how is "grid" or "tpe", got {how!r}')
-    if journal is not None and how == "grid":
-        raise EditError('a journal is kept of trials, and a grid has none: leave it out, or give how="tpe"')
+    asked = _rule_of(rule, limit)
+    _check_way(how, journal)
     parts = parts_of(task, data_seed)
-    listed = [str(Scope.parse(scope)) for scope in ([scopes] if isinstance(scopes, str) else scopes)]
     proposer = Proposer(
         lm,
         parts.train.take(train, data_seed),
         resolved(methods),
         places(lm, sites),
-        tuple(dict.fromkeys(listed)),
+        _scopes(scopes),
         tuple(map(float, coefficients)),
         tuple(map(float, factors)),
         options or {},
@@ -129,20 +117,15 @@ def search(
     where = Bench(
         lm,
         measure(lm, parts.validation.take(validation, data_seed), on="gap"),
-        texts.part("search")[:PASSAGES] if passages is None else passages,
-        _items(lm, items, data_seed) if capability else None,
+        texts.search_passages(passages),
+        measured_search_items(lm, items, data_seed) if capability else None,
         length,
     )
     told = {
         "task": parts.validation.name,
-        "methods": list(proposer.methods),
-        "sites": [place.label for place in proposer.places],
-        "coefficients": list(proposer.coefficients),
-        "factors": list(proposer.factors),
-        "scopes": listed,
+        **proposer.told,
         "how": how,
         "rule": str(asked),
-        "options": {name: dict(given) for name, given in proposer.options.items()},
         "length": length,
         "capability": capability,
         "data_seed": data_seed,
@@ -156,8 +139,7 @@ def search(
         tried = _every(proposer)
         found = where.found([p.at(c) for p, c in tried], progress)
     interventions = tuple(p.at(c) for p, c in tried)
-    made = _searched(tried, found, interventions, asked, where)
-    return made.with_(
+    return _searched(tried, found, interventions, asked, where).with_(
         how=how,
         interventions=interventions,
         left_out=dict(proposer.left_out),
@@ -194,45 +176,6 @@ def grid(
     return _searched(tried, found, variants, Rule("largest_effect_within", limit), where)
 
 
-class Found(NamedTuple):
-    """What one point came to: the change of the task's number, KL, and accuracy lost where it was measured."""
-
-    effect: Estimate
-    kl: float
-    capability: Estimate | None
-
-
-class Bench(NamedTuple):
-    """Where every point of a search is measured."""
-
-    lm: LM
-    measured: Measure
-    passages: Sequence[Passage]
-    items: Measure | None
-    length: int
-
-    def found(self, variants: Sequence[Intervention], progress: Progress | None = None) -> list[Found]:
-        """Of each intervention, its numbers; a step is one of them at one of the measures."""
-        steps = 2 if self.items is None else 3
-        total = steps * len(variants)
-
-        def at(step: int) -> Progress:
-            def report(done: int, of: int) -> None:
-                if progress is not None:
-                    progress(step * len(variants) + round(done / of * len(variants)), total)
-
-            return report
-
-        changed = effects(self.lm, self.measured, variants, progress=at(0))
-        cost = side_effects(self.lm, variants, self.passages, length=self.length, progress=at(1)).kl.mean(1)
-        lost: list[Estimate | None] = [None] * len(variants)
-        if self.items is not None:
-            right = capabilities(self.lm, variants, self.items, progress=at(2))
-            lost = [Estimate.of(right.base - values, right.groups) for values in right.values]
-        gains = [Estimate.of(change, changed.groups) for change in changed.changes]
-        return [Found(gain, float(kl), part) for gain, kl, part in zip(gains, cost, lost, strict=True)]
-
-
 def largest_effect_within(points: Sequence[Point]) -> int | None:
     """The number of the allowed point of largest mean effect whose interval lies above zero, the cheaper one of equals;
     None without one."""
@@ -248,6 +191,31 @@ def pareto_front(effect: np.ndarray, cost: np.ndarray) -> set[int]:
     [0, 1]
     """
     return values_front.pareto_front(np.stack([effect, -np.asarray(cost)], 1))
+
+
+def _rule_of(rule: str | Rule | None, limit: float | None) -> Rule:
+    """The rule that was asked for: a rule, or a limit of the default one. EditError for both."""
+    if rule is None:
+        return Rule("largest_effect_within", LIMIT if limit is None else limit)
+    if limit is not None:
+        raise EditError(
+            f'limit={limit:g} is of the rule "largest_effect_within", and rule="{rule}" was given too: leave one out'
+        )
+    return Rule.parse(rule)
+
+
+def _check_way(how: str, journal: str | PathLike[str] | None) -> None:
+    """EditError for a way to search that is none, and for a journal of a grid."""
+    if how not in ("grid", "tpe"):
+        raise EditError(f'how is "grid" or "tpe", got {how!r}')
+    if journal is not None and how == "grid":
+        raise EditError('a journal is kept of trials, and a grid has none: leave it out, or give how="tpe"')
+
+
+def _scopes(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Scopes as they are written, each once."""
+    listed = [given] if isinstance(given, str) else given
+    return tuple(dict.fromkeys(str(Scope.parse(scope)) for scope in listed))
 
 
 def _every(proposer: Proposer) -> list[tuple[Proposal, float]]:
@@ -292,12 +260,3 @@ def _searched(
         Intervention() if picked is None else variants[picked],
         len(where.measured.groups),
     )
-
-
-def _items(lm: LM, items: Sequence[Item] | None, seed: int) -> Measure | None:
-    try:
-        return measured_items(lm, texts.some(texts.capability("search"), ITEMS, seed) if items is None else items)
-    except TrimtabError:
-        if items is not None:
-            raise
-        return None  # our items are English words: a tokenizer that knows none of them has no such number

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trimtab.errors import EditError, FileError, MissingExtra, TrimtabError
+from trimtab.evaluate.bench import Bench, Found
 from trimtab.steer.proposals import Proposal, Proposer
 from trimtab.values.content import digest_of
 from trimtab.values.findings import Estimate
 
 if TYPE_CHECKING:
     import optuna
-
-    from trimtab.steer.search import Bench, Found
 
 NAME = "search"
 OUTCOME, ASKED = "outcome", "asked"
@@ -157,8 +156,6 @@ def _written(found: Found) -> dict[str, object]:
 
 
 def _made(written: Mapping[str, Any]) -> Found:
-    from trimtab.steer.search import Found
-
     def number(value: float | None) -> float:
         return math.nan if value is None else float(value)
 

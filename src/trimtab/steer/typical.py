@@ -22,9 +22,11 @@ from trimtab.model.protocols import Dictionary
 from trimtab.steer.amplitude import together
 from trimtab.steer.methods import scope_free
 from trimtab.steer.recorded import recorded
-from trimtab.tasks.means import deviations, pooled
+from trimtab.tasks.means import deviations
 from trimtab.tasks.measure import measure
+from trimtab.tasks.reference import name_of, reference_prompts
 from trimtab.tasks.task import Task
+from trimtab.tasks.typical import typical
 from trimtab.values.edit import Edit, Intervention, Noise
 from trimtab.values.scope import Scope
 from trimtab.values.site import Site
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
 
 On = Literal["clean", "corrupt"]
-REST = "typical_rest"
-"""A span of the prompts that are read: all tokens but the first, which draws attention and is like no other."""
 FIRST = Scope.parse(":1")
 
 
@@ -47,6 +47,7 @@ def mean(
     strength: float = 1.0,
     where: str | Scope = "all",
     read: str | Scope | None = None,
+    reference: Task | Prompts | None = None,
     on: On = "clean",
     batch_size: int = 16,
     dictionaries: Mapping[str, Dictionary] | None = None,
@@ -55,37 +56,46 @@ def mean(
     """Each site set to its mean over the task's prompts: mean ablation (Wang et al. 2022, arXiv 2211.00593).
 
     x ← x + strength (m − x), where m is the mean over prompts of the mean over positions. First tokens, which draw
-    attention and have activations like no other's, have a mean of their own where `where` covers them and others.
+    attention and have activations like no other's, count in m only where the positions are first tokens in every
+    prompt, and have a mean of their own where `where` covers them and others ("all", "prompt", ":3"). A span, or a
+    position counted from the end, is set to m wherever it lies: a prompt that begins with it is better left out.
 
     Args:
         sites: what is set, such as `scores.top(5)` or `"L10-20.mlp_out"`.
         strength: the share of the way to the mean.
         where: the positions that are set.
         read: the positions of the task's prompts over which the mean is taken, for sites that name none; by default
-            those that are set, where that names positions of a prompt, else all tokens but the first.
+            those that are set, where that names positions of a prompt, else all.
+        reference: what the mean is taken over instead of the task's prompts: another task, or prompts such as
+            `lm.prompts(texts)`.
         on: which prompts of a counterfactual task; of contrast tasks the questions.
         batch_size: prompts in a pass.
 
     The edit's value has the shape of the site's units: (d_model) or, for heads, (head, d_head).
 
-    Raises SiteError for attention scores, which have no units, TaskError for a span without tokens.
+    Raises SiteError for attention scores, which have no units, TaskError for a span without tokens and where all
+    prompts are a single token, PromptError for a span that a reference lacks.
 
     >>> steer.mean(lm, task, scores.top(5))  # doctest: +SKIP
     """
-    prompts, scope = _read_of(lm, task, on), Scope.parse(where)
-    placed = together(lm.sites(sites), read, "set to their mean")
-    rest = {site: site if site.at else site.with_(at=_rest(scope)) for site in placed}
-    first = {site: site.with_(at=FIRST) for site in placed if site.at is None and _covers_first(scope)}
-    wanted = list(dict.fromkeys([*rest.values(), *first.values()]))
-    found = pooled(lm, prompts, wanted, batch_size=batch_size, dictionaries=dictionaries, progress=progress)
-    means = {site: values.mean(0, dtype=np.float64).astype(np.float32) for site, values in found.items()}
+    prompts, scope = reference_prompts(lm, task, reference, on), Scope.parse(where)
+    read_at = {
+        site: site if site.at else site.with_(at=_read(scope))
+        for site in together(lm.sites(sites), read, "set to their mean")
+    }
+    found = typical(
+        lm, prompts, [*read_at.values()], batch_size=batch_size, dictionaries=dictionaries, progress=progress
+    )
     edits = []
-    for site in placed:
-        typical, bare = means[rest[site]], site.with_(at=None)
-        edits.append(Edit(bare, "set", typical, where=scope, strength=strength))
-        if site in first:  # added to what has just been set, so that any strength goes its share of the way
-            edits.append(Edit(bare, "add", means[first[site]] - typical, where=FIRST, strength=strength))
-    return Intervention(tuple(edits), name=f"mean of {task.name}")
+    for site, at in read_at.items():
+        own, bare = site.at is None and _covers_first(scope), site.with_(at=None)
+        firsts = at not in found.later and not own and at.at != Scope("all")
+        value = found.first[at] if firsts else found.of_later(at)
+        edits.append(Edit(bare, "set", value.astype(np.float32), where=scope, strength=strength))
+        if own:  # added to what has just been set, so that any strength goes its share of the way
+            apart = (found.first[at] - value).astype(np.float32)
+            edits.append(Edit(bare, "add", apart, where=FIRST, strength=strength))
+    return Intervention(tuple(edits), name=f"mean of {task.name if reference is None else name_of(reference)}")
 
 
 @recorded
@@ -120,7 +130,7 @@ def resample(
 
     >>> steer.resample(lm, task, scores.top(5), seed=3)  # doctest: +SKIP
     """
-    prompts = _read_of(lm, task, on)
+    prompts = measure(lm, task, on=on).prompts
     placed, scope = together(lm.sites(sites), None, "resample"), Scope.parse(where)
     tensors = _own_tensors(placed, "resample")
     donor = prompts.rows([int(np.random.default_rng(seed).integers(len(prompts)))], trim=True)
@@ -169,7 +179,7 @@ def noise(
     """
     placed = together([site.with_(at=Scope.parse(where)) for site in lm.sites(sites)], None, "add noise to")
     tensors = _own_tensors(placed, "noise")
-    std = deviations(lm, tensors, _read_of(lm, task, on), batch_size) if unit == "deviations" else {}
+    std = deviations(lm, tensors, measure(lm, task, on=on).prompts, batch_size) if unit == "deviations" else {}
     edits = []
     for site in placed:
         size: float | np.ndarray = sigma
@@ -181,23 +191,14 @@ def noise(
     return Intervention(tuple(edits), name=f"noise of {told}")
 
 
-def _read_of(lm: LM, task: Task, on: On) -> Prompts:
-    """The prompts that the task's number is read on, with the span of all tokens but the first."""
-    prompts = measure(lm, task, on=on).prompts
-    return prompts.with_spans(**{REST: tuple(tuple(range(1, n)) or (0,) for n in prompts.lengths.tolist())})
-
-
 def _covers_first(scope: Scope) -> bool:
     """Whether it covers the first token of a row of any length, and others."""
     return scope.kind in ("all", "prompt") or (scope.kind == "slice" and scope.start in (None, 0) and scope.stop != 1)
 
 
-def _rest(scope: Scope) -> Scope:
-    """Where values are read that are to stand at a scope: there, or at all tokens but the first where it names none of
-    a prompt."""
-    if scope.kind == "slice" and _covers_first(scope):
-        return Scope("slice", start=1, stop=scope.stop)
-    return scope if scope.kind in ("index", "slice", "span") else Scope.parse(REST)
+def _read(scope: Scope) -> Scope:
+    """Where values are read that are to stand at a scope: there, or at all tokens where it names none of a prompt."""
+    return scope if scope.kind in ("index", "slice", "span") else Scope("all")
 
 
 def _own_tensors(sites: list[Site], what: str) -> list[Site]:

@@ -58,9 +58,12 @@ class StudyPlan:
 
 
 def _tried(settings: Settings) -> int:
-    """Interventions that a study of shuffled labels tries."""
+    """Interventions that a study of shuffled labels tries at most, both signs of a vector counted."""
     wide = sum(kind in WIDE for kind in settings.objects)
-    return (wide * settings.sites + len(settings.objects) - wide) * len(settings.scopes)
+    units = len(settings.objects) - wide
+    strengths = 1 if set(settings.steerers) <= {"difference_of_means", "scale"} else len(settings.coefficients)
+    vectors = 2 * (wide * settings.sites + units) * strengths
+    return max(vectors, units * len(settings.factors)) * len(settings.scopes)
 
 
 def plan(study: Study) -> StudyPlan:
@@ -97,7 +100,8 @@ def plan(study: Study) -> StudyPlan:
             "evaluate": 2 * settings.test_passages * settings.test_tokens
             + 2 * settings.capability * 10
             + 3 * settings.draws * (2 * matched + asked["test"] + 2 * asked["validation"])
-            + settings.draws * _tried(settings) * (2 * asked["validation"] + ROUNDS * PASSAGES * TOKENS)
+            + (1 + BACKWARD) * asked["train"]
+            + settings.draws * _tried(settings) * (asked["validation"] + (1 + ROUNDS) * PASSAGES * TOKENS)
             + settings.draws * asked["test"]
             + 2 * len(contrasts) * settings.others * asked["test"] // max(len(parts.test), 1)
             + 2 * settings.samples * settings.new_tokens,

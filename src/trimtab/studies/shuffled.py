@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from trimtab.evaluate.controls import match_kl
 from trimtab.evaluate.effect import effects
 from trimtab.evaluate.side_effects import side_effects
 from trimtab.locate.units import default_spans
@@ -39,7 +40,7 @@ ROWS = 16
 PASSAGES, TOKENS = 2, 40
 """Neutral text on which a draw's proposals are compared."""
 ROUNDS, NEAR = 6, 1.1
-"""How often proposals that cost too much are made weaker at most, and how far above the limit is near enough."""
+"""In how many rounds at most what costs too much is set to the limit, and how far above the limit is near enough."""
 
 
 def halves(examples: int, draws: int, seed: int) -> np.ndarray:
@@ -70,13 +71,11 @@ def shuffled_studies(
     flat = [proposal for part in proposed for proposal in part]
     if not flat:
         return []
-    kl = _cost(context, flat)
-    if vectors:
-        flat = _within(context, flat, kl)
     turns = vectors and all(map(adds, flat))
-    signed = [*flat, *(proposal * -1.0 for proposal in flat)] if turns else flat  # what −v does is measured too
+    signed = [*flat, *(proposal * -1.0 for proposal in flat)] if turns else flat  # −v does not cost what v does
+    signed, kl = _within(context, signed, weaken=vectors)
     gain = np.nan_to_num(effects(context.lm, context.validation, signed).changes.mean(1), nan=-np.inf)
-    worth = gain if vectors else np.where(kl <= settings.kl_limit, gain, -np.inf)
+    worth = np.where(kl <= (NEAR if vectors else 1.0) * settings.kl_limit, gain, -np.inf)
     chosen, start = [], 0
     for part in proposed:
         own = list(range(start, start + len(part)))
@@ -89,28 +88,22 @@ def shuffled_studies(
     return chosen
 
 
-def _cost(context: Context, proposals: Sequence[Intervention]) -> np.ndarray:
-    """(proposal) nats of KL per token on a little neutral text."""
-    length = min(context.settings.search_tokens, TOKENS)
-    return side_effects(context.lm, proposals, context.passages[:PASSAGES], length=length).kl.mean(1)
-
-
-def _within(context: Context, proposals: Sequence[Intervention], kl: np.ndarray) -> list[Intervention]:
-    """Vectors at most as strong as the study's limit of KL allows, up to `NEAR`.
-
-    KL grows about as the square of a strength, and more slowly where it is large: what was made weaker is measured
-    again, and made weaker again while it costs too much.
-    """
+def _within(
+    context: Context, proposals: Sequence[Intervention], *, weaken: bool
+) -> tuple[list[Intervention], np.ndarray]:
+    """Proposals and their nats of KL per token on a little neutral text; with `weaken`, what costs more than the study
+    allows at the strength at which it costs as much."""
     found, limit = list(proposals), context.settings.kl_limit
-    cost, above = kl.copy(), np.flatnonzero(~(kl <= limit))
-    for _ in range(ROUNDS):
-        for i in above:
-            found[i] = found[i] * float(np.sqrt(limit / cost[i]) if np.isfinite(cost[i]) else 0.0)
-        cost[above] = _cost(context, [found[i] for i in above]) if len(above) else cost[above]
-        above = np.flatnonzero(~(cost <= NEAR * limit))
-        if not len(above):
-            break
-    return found
+    length, passages = min(context.settings.search_tokens, TOKENS), context.passages[:PASSAGES]
+    kl = side_effects(context.lm, found, passages, length=length).kl.mean(1)
+    above = [int(i) for i in np.flatnonzero(~(kl <= limit))] if weaken else []
+    if above:
+        weaker, kl[above] = match_kl(
+            context.lm, [found[i] for i in above], limit, passages, length=length, rounds=ROUNDS, tolerance=NEAR - 1
+        )
+        for i, one in zip(above, weaker, strict=True):
+            found[i] = one
+    return found, kl
 
 
 def positions(context: Context) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from trimtab.values.site import Selection, Site
 Method = Callable[..., Any]
 Kind = Literal["flag", "whole", "number", "words", "task", "file"]
 
-READS = ("sites", "senders")
+READS = ("sites", "senders", "receivers")
 """Parameters that select sites: brackets have commas of their own, so several are given one by one."""
 GIVEN = ("lm", "task")
 """Parameters that are no options: whoever calls the method has them."""
@@ -88,12 +88,12 @@ class Option:
         return f"{', '.join(one[:-1])} or {one[-1]}" if len(one) > 1 else (one or ["text"])[0]
 
 
-def options(function: Method) -> list[Option]:
-    """The parameters of a method that can be given as text, in its own order; `lm` and `task` apart."""
+def options(function: Method, given: Sequence[str] = GIVEN) -> list[Option]:
+    """The parameters of a method that can be given as text, in its own order; those `given` otherwise apart."""
     typed, words = hints(function), described(function)
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name in (*GIVEN, *UNWRITTEN):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name in (*given, *UNWRITTEN):
             continue
         option = _option(name, typed.get(name, str), parameter, words.get(name, ""))
         if option is not None:

@@ -33,9 +33,7 @@ class SiteKind:
     @property
     def unit_axis(self) -> str:
         """The axis that an index picks from: one of `axes`."""
-        if self.unit == "channel":
-            return self.axes[-1]
-        return {"neuron": "d_mlp"}.get(self.unit, self.unit)
+        return self.axes[-1] if self.unit in ("channel", "neuron") else self.unit
 
 
 _RESID = ("batch", "pos", "d_model")
@@ -60,6 +58,9 @@ _ROWS = (
              "attention logits of {units} in layer {layer}, after scale, soft cap and mask"),
     SiteKind("pattern", True, _ATTENTION, "head", 50, "attention probabilities of {units} in layer {layer}"),
     SiteKind("head", True, _HEADS, "head", 60, "output of {units} in layer {layer} before the output projection (“z”)"),
+    SiteKind("attn_neuron", True, ("batch", "pos", "d_attn"), "neuron", 60,
+             "activation of {units} of attention in layer {layer}: the heads' outputs side by side, as the output "
+             "projection reads them"),
     SiteKind("attn_raw", True, _RESID, "channel", 70,
              "{of}the output projection of attention in layer {layer}, before any post-norm"),
     SiteKind("attn_out", True, _RESID, "channel", 80,

@@ -8,7 +8,8 @@ the edit where one is wanted. Nothing here knows of models.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from html import escape
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,6 +22,9 @@ from trimtab.values.provenance import Provenance
 from trimtab.values.saved import Saved
 from trimtab.values.scope import Scope
 from trimtab.values.site import Site
+
+if TYPE_CHECKING:
+    from trimtab.figures.figure import Figure
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,7 +73,7 @@ class Monitor(Saved):
 
     `stream_threshold` is for texts that are looked at after every token, from the `least`-th on (a shorter one at its
     end): at most `false_positive_rate` of these negative sides have a running margin above it anywhere. None where it
-    was never calibrated. `seen` are digests of the groups that direction and thresholds come from.
+    was never calibrated. `seen` are digests of the texts that direction and thresholds come from.
     """
 
     KIND: ClassVar[str] = "monitor"
@@ -136,6 +140,17 @@ class Monitor(Saved):
             )
         return self.looked_at(margins) > self.stream_threshold
 
+    def __str__(self) -> str:
+        stream = "not calibrated" if self.stream_threshold is None else f"{self.stream_threshold:.3g}"
+        rows = {
+            "direction": f"{self.probe.kind}, read at {self.probe.read}, calibrated by {self.calibration.kind}",
+            "threshold": f"{self.threshold:.3g} for whole texts ({self.false_positive_rate:.0%} of negatives above it)",
+            "after every token": f"{stream}, from token {self.least} on",
+            **{name: _shown(estimate) for name, estimate in self.probe.metrics.items()},
+        }
+        named = f"{self.probe.task or 'no task'} ({self.probe.poles[0]}) at {self.site}"
+        return "\n".join([named, *(f"  {name:<18} {value}" for name, value in rows.items())])
+
     def __repr__(self) -> str:
         watched = f"{self.probe.task} ({self.probe.poles[0]})" if self.probe.task else "no task"
         stream = "" if self.stream_threshold is None else f", {self.stream_threshold:.3g} after every token"
@@ -200,6 +215,15 @@ class MonitorReport(Saved):
     def worst(self) -> GroupReport:
         """The group of lowest balanced accuracy."""
         return min(self.by_group, key=lambda part: part.balanced_accuracy)
+
+    def plot(self) -> Figure:
+        """The ROC curve with the rates at both thresholds, the margins of both sides, and each group alone."""
+        from trimtab.values.monitor_figures import report_figure
+
+        return report_figure(self)
+
+    def _repr_html_(self) -> str:
+        return self.plot().with_details("The numbers", f"<pre>{escape(str(self))}</pre>")
 
     def __str__(self) -> str:
         return (

@@ -106,7 +106,7 @@ class Propensity(Saved):
 
     def _repr_html_(self) -> str:
         table = self.to_frame().to_html(index=False, float_format="{:.3g}".format)
-        return f"<div>{self.plot()._repr_html_()}<details><summary>The numbers</summary>{table}</details></div>"
+        return self.plot().with_details("The numbers", table)
 
     def __str__(self) -> str:
         share = self.anti_steerable

@@ -154,7 +154,7 @@ class Robustness(Saved):
 
     def _repr_html_(self) -> str:
         table = self.summary().to_html(index=False, float_format="{:.3g}".format)
-        return f"<div>{self.plot()._repr_html_()}<details><summary>The numbers</summary>{table}</details></div>"
+        return self.plot().with_details("The numbers", table)
 
     def __str__(self) -> str:
         many = f"{len(self.methods)} methods at {len(self.sites)} places, {len(self.groups)} examples"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_ROWS = 60  # a page shows the strongest of more
+MOST_NAMES = 8  # and words name the first of more
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,6 +102,14 @@ class RoleTable(Saved):
         columns = {"score": self.scores, "null": self.nulls, "excess": self.excess, "low": self.low}
         frame = index.to_frame(index=False).assign(**{name: values.ravel() for name, values in columns.items()})
         return frame.assign(assigned=self.assigned.ravel())
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.heads)} heads on {self.examples} examples"]
+        for role in self.roles:
+            found = self.heads_of(role)
+            names = ", ".join(map(str, found[:MOST_NAMES])) + (", …" if len(found) > MOST_NAMES else "")
+            lines.append(f"  {role:<16} {len(found):>4}  {names}".rstrip())
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         counts = zip(self.roles, self.assigned.sum(0), strict=True)
@@ -210,6 +219,13 @@ class RoleGraph(Saved):
 
     def _roles_of(self, head: str | Site) -> list[str]:
         return [role for role in self.table.roles_of(Site.parse(head).with_(at=None)) if role in self.roles]
+
+    def __str__(self) -> str:
+        lines = [f"{int(self.kept.sum())} edges that stand out of {len(self.edges)} between heads with roles"]
+        for pair in self.between_roles().head(MOST_NAMES).to_dict(orient="records"):
+            edge = f"{pair['sender_role']} -> {pair['receiver_role']}.{pair['input']}"
+            lines.append(f"  {edge:<40} mean z {pair['mean_z']:+.2f}, {pair['kept']} of {pair['pairs']} stand out")
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         return f"<RoleGraph: {int(self.kept.sum())} edges that stand out of {len(self.edges)} between heads with roles>"

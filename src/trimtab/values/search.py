@@ -158,7 +158,7 @@ class Search(Saved):
 
     def _repr_html_(self) -> str:
         table = self.to_frame().iloc[list(self.front)].to_html(index=False, float_format="{:.3g}".format)
-        return f"<div>{self.plot()._repr_html_()}<details><summary>The front</summary>{table}</details></div>"
+        return self.plot().with_details("The front", table)
 
     def __str__(self) -> str:
         first = f"{len(self.points)} points, {len(self.front)} on the front, by {self.how} ({self.examples} examples)"

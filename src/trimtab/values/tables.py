@@ -59,4 +59,4 @@ def scores_html(scores: AnyScores) -> str:
         '<table style="border-collapse:collapse;font-size:small;font-variant-numeric:tabular-nums">'
         f"{head}{cells}</table>"
     )
-    return f"<div>{scores.plot()._repr_html_()}<details><summary>The strongest</summary>{table}</details></div>"
+    return scores.plot().with_details("The strongest", table)

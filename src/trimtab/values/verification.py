@@ -8,13 +8,17 @@ positive, and a place outside the candidates that does more than they do was mis
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from html import escape
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trimtab.values.content import Content
 from trimtab.values.findings import Check
 from trimtab.values.provenance import Provenance
 from trimtab.values.saved import Saved
 from trimtab.values.site import Site
+
+if TYPE_CHECKING:
+    from trimtab.figures.figure import Figure
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,14 +107,28 @@ class Verification(Saved):
         """The fraction of candidates that did no more than their controls."""
         return len(self.false_positives) / len(self.checks)
 
-    def __str__(self) -> str:
+    @property
+    def outcome(self) -> str:
+        """What came of it, in a sentence."""
         way = self.how if self.direction is None else f"{self.how}, {self.direction}"
         way += f", in windows of {self.window} layers" if self.window > 1 else ""
-        first = (
+        return (
             f"{self.proposed_by or 'scores'} on {self.task}, tested by {way}: {len(self.working)} of {self.k} places "
             f"work, {self.false_positive_fraction:.0%} false positives ({self.examples} examples, {self.unit})"
         )
-        lines = [first]
+
+    def plot(self) -> Figure:
+        """The effect of intervening at each place beside that of its controls; where others were sampled, how the
+        effects are spread there."""
+        from trimtab.values.verification_figures import verification_figure
+
+        return verification_figure(self)
+
+    def _repr_html_(self) -> str:
+        return self.plot().with_details("The numbers", f"<pre>{escape(str(self))}</pre>")
+
+    def __str__(self) -> str:
+        lines = [self.outcome]
         width = max(len(check.candidate.site) for check in self.checks)
         for check in self.checks:
             mark = "works" if check.works else "does no more than its controls"

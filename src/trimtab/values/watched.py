@@ -21,6 +21,8 @@ from trimtab.values.saved import Saved
 if TYPE_CHECKING:
     import pandas as pd
 
+    from trimtab.figures.figure import Figure
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Watched(Saved):
@@ -96,6 +98,11 @@ class Watched(Saved):
         above = self.monitors[name].stream_flags(new)
         return tuple(int(row.argmax()) if row.any() else None for row in above)
 
+    def flagged_if_calibrated(self, name: str) -> tuple[int | None, ...]:
+        """`flagged`, and None for every row where the monitor has no threshold for that."""
+        known = self.monitors[name].stream_threshold is not None
+        return self.flagged(name) if known else (None,) * len(self)
+
     def to_frame(self) -> pd.DataFrame:
         """A table with a row for each token and monitor: row, pos, token, part ("prompt" or "new"), monitor, margin."""
         import pandas as pd
@@ -107,6 +114,12 @@ class Watched(Saved):
             for name in self.monitors
         ]
         return pd.DataFrame(rows, columns=["row", "pos", "token", "part", "monitor", "margin"])
+
+    def plot(self) -> Figure:
+        """The running margin of every text, token by token, and where it is flagged; a drawing for each monitor."""
+        from trimtab.values.monitor_figures import watched_figure
+
+        return watched_figure(self)
 
     def _margins(self, name: str) -> np.ndarray:
         if name not in self.margins:
@@ -133,7 +146,7 @@ class Watched(Saved):
             for row, tokens in enumerate(self.tokens):
                 spans = [self._token(name, row, pos, token) for pos, token in enumerate(tokens)]
                 blocks.append(f'<p style="font-family:monospace">{"".join(spans)}</p>')
-        return f"<div>{''.join(blocks)}</div>"
+        return f"<div>{''.join(blocks)}{self.plot()._repr_html_()}</div>"
 
     def _token(self, name: str, row: int, pos: int, token: str) -> str:
         """A token on a ground that is the redder the likelier its own margin makes the positive side."""
