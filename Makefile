@@ -21,8 +21,10 @@ test: $(READY)  ## every test but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
 nightly: $(READY)  ## every test, and how often studies of tossed labels claim an effect (hours)
-	$(BIN)/python -m pytest -m "" --durations 25
-	$(BIN)/python -m benchmarks.null
+	status=0; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" -n $(WORKERS) --dist worksteal --durations 25 || status=1; \
+	$(BIN)/python -m benchmarks.null || status=1; \
+	exit $$status
 
 check: $(READY)  ## format, lint, types, and which room imports which
 	$(BIN)/ruff format --check .

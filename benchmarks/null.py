@@ -7,30 +7,52 @@ for what no verdict depends on (samples, other tasks, most of the capability set
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
+
+import torch
 
 import trimtab
 from benchmarks.measure import Case, arguments, present, say
 from trimtab.studies.store import Store
 
 RUNS, LIMIT = 40, 0.05
+PROCESSES = 8
+"""At most: each holds the model, about a gigabyte with its caches."""
 TASKS = ("sentiment", "honesty", "truth", "formality", "capitals", "gender", "ioi", "refusal")
 LIGHT = {"quick": True, "shuffle_labels": True, "others": 0, "samples": 0, "capability": 20}
 
 
+@cache
+def _model() -> trimtab.LM:
+    """The bundled model, once in each process."""
+    return trimtab.load("smollm2-135m-instruct")
+
+
+def claim(task: str, seed: int, folder: Path) -> tuple[str, int, str]:
+    """The task, seed and verdict of one study of tossed labels."""
+    study = trimtab.study(task, model=_model(), store=Store(folder), seed=seed, **LIGHT)
+    study.run()
+    return task, seed, study.verdict.outcome
+
+
 def claims(tasks: tuple[str, ...], runs: int, folder: Path) -> list[tuple[str, int, str]]:
-    """The task, seed and verdict of each of so many studies of tossed labels."""
-    lm = trimtab.load("smollm2-135m-instruct")
-    found = []
-    for seed, task in enumerate(islice(cycle(tasks), runs)):
-        study = trimtab.study(task, model=lm, store=Store(folder), seed=seed, **LIGHT)
-        study.run()
-        found.append((task, seed, study.verdict.outcome))
-        say(f"{seed + 1:>3} of {runs}: {task} with seed {seed}: {study.verdict.outcome}")
+    """`claim` of so many studies, as they end, in as many processes as there are cores."""
+    found: list[tuple[str, int, str]] = []
+    workers = min(os.cpu_count() or 1, runs, PROCESSES)
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, fresh, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        started = [pool.submit(claim, task, i, folder) for i, task in enumerate(islice(cycle(tasks), runs))]
+        for ended in as_completed(started):
+            found.append(ended.result())
+            say(f"{len(found):>3} of {runs}: {found[-1][0]} with seed {found[-1][1]}: {found[-1][2]}")
     return found
 
 

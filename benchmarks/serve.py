@@ -199,7 +199,7 @@ def main() -> int:
     jobs: dict[str, Callable[[Server], list[Case]]] = {
         "streams_16": lambda server: streams_16(server, max(2, int(5 * scale))),
         "first_token_p99": lambda server: first_token_p99(server, max(2, int(12 * scale))),
-        "steered_16": lambda server: steered_16(server, max(2, int(5 * scale))),
+        "steered_16": lambda server: steered_16(server, max(2, int(20 * scale))),
         "memory_1000": lambda server: memory_1000(server, scale),
     }
     cases = []
