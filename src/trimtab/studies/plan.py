@@ -57,7 +57,7 @@ class StudyPlan:
         return "\n".join(lines)
 
 
-def _tried(settings: Settings) -> int:
+def tried(settings: Settings) -> int:
     """Interventions that a study of shuffled labels tries at most, both signs of a vector counted."""
     wide = sum(kind in WIDE for kind in settings.objects)
     units = len(settings.objects) - wide
@@ -101,7 +101,7 @@ def plan(study: Study) -> StudyPlan:
             + 2 * settings.capability * 10
             + 3 * settings.draws * (2 * matched + asked["test"] + 2 * asked["validation"])
             + (1 + BACKWARD) * asked["train"]
-            + settings.draws * _tried(settings) * (asked["validation"] + (1 + ROUNDS) * PASSAGES * TOKENS)
+            + settings.draws * tried(settings) * (asked["validation"] + (1 + ROUNDS) * PASSAGES * TOKENS)
             + settings.draws * asked["test"]
             + 2 * len(contrasts) * settings.others * asked["test"] // max(len(parts.test), 1)
             + 2 * settings.samples * settings.new_tokens,
