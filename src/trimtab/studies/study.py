@@ -47,7 +47,7 @@ LEAST_GROUPS = 3
 """In each part."""
 RECENT = 50
 """Runs in which a stage's result is looked for."""
-VERSION = 3
+VERSION = 4
 """Of what the stages compute: a change here makes every stage run again."""
 Listener = Callable[[str, str, float], None]
 """Told the stage, what is being done in it, and the share of it that is done."""

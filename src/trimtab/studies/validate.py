@@ -22,6 +22,7 @@ from trimtab.studies.context import Context
 from trimtab.studies.locating import told, validator
 from trimtab.studies.screen import is_wide
 from trimtab.tasks.means import mean_difference
+from trimtab.tasks.measure import measure
 from trimtab.values.edit import Edit, Intervention
 from trimtab.values.findings import Candidate, Check, Estimate, Screening, Validation
 from trimtab.values.scope import Scope
@@ -107,7 +108,8 @@ def _elsewhere(layers: int, site: Site, taken: list[Site], rng: np.random.Genera
 
 
 def _directions(context: Context, sites: list[Site], patches: bool) -> dict[Site, np.ndarray]:
-    """(draw example) what random directions as long as the difference do at each site, at the same positions."""
+    """(draw example) what random directions as long as the difference do at each site, at the same positions and to the
+    same number: that of the corrupt prompt where clean activations were patched into it."""
     if not sites:
         return {}
     source = context.parts.validation if patches else context.parts.train
@@ -122,7 +124,8 @@ def _directions(context: Context, sites: list[Site], patches: bool) -> dict[Site
         seed = context.settings.seed * 1000 + i
         variants += random_directions(like, [difference.shape], DRAWS, seed)
     progress = context.step("random directions of that length", 0.8, 1.0)
-    found = effects(context.lm, context.validation, variants, progress=progress)
+    read = measure(context.lm, source, on="corrupt") if patches else context.validation
+    found = effects(context.lm, read, variants, progress=progress)
     return {site: found.changes[i * DRAWS : (i + 1) * DRAWS] for i, site in enumerate(sites)}
 
 
