@@ -1,10 +1,10 @@
 """What steering costs and does: `python -m benchmarks.steer [--json] [--only NAME …] [--quick]`.
 
-NAME is a case (`one_vector`, `every_layer`, `extract`, `grid_all_positions`, `grid_last_token`, `mixed_16`) or one of
-the files they are in (`speed`, `mixed`, `table`). Overheads are shares of the time of the same work without steering,
-in paired rounds within one process; grids are times faster than plain passes; `table` is method × task on the test
-parts. `--quick` takes small sizes: whether it runs, and not what it costs. All of it takes well over an hour on two
-cores, most of it the table.
+NAME is a case (`one_vector`, `every_layer`, `extract`, `grid_all_positions`, `grid_last_token`, `mixed_16`,
+`ablated_16`) or one of the files they are in (`speed`, `mixed`, `table`). Overheads are shares of the time of the same
+work without steering, in paired rounds within one process; grids are times faster than plain passes; `table` is method
+× task on the test parts. `--quick` takes small sizes: whether it runs, and not what it costs. All of it takes well over
+an hour on two cores, most of it the table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.measure import Case, arguments, present, say
 
 FILES: dict[str, tuple[str, ...]] = {
     "speed": ("one_vector", "every_layer", "extract", "grid_all_positions", "grid_last_token"),
-    "mixed": ("mixed_16",),
+    "mixed": ("mixed_16", "ablated_16"),
     "table": (),
 }
 """The files of `benchmarks.steering`, and the cases in each that can be asked for by name."""

@@ -160,6 +160,25 @@ def test_markdown_has_every_cell(measured, tmp_path):
         assert shown in row
 
 
+def test_what_was_not_run_and_what_had_no_effect_are_told_apart(measured, tmp_path, monkeypatch):
+    module.table(METHODS[:1], ["truth"], QUICK, tmp_path)
+    monkeypatch.setattr(module, "cell", lambda lm, parts, row, sizes: {"left_out": cells.NO_EFFECT})
+    module.table(METHODS[1:2], ["truth"], QUICK, tmp_path)
+    before = (tmp_path / module.FILE).read_text()
+    text = module.markdown(module.table(METHODS[:2], ["truth", "language"], QUICK, tmp_path, kept=True))
+    assert "| difference of means | +2.50 [2.00, 3.00] | not run |" in text
+    assert "| K-steering | none | not run |" in text
+    assert "| K-steering | no effect above zero within 0.3 nats of KL |" in text
+    assert "| K-steering | not run |" in text
+    assert (tmp_path / module.FILE).read_text() == before
+
+
+def test_what_amplifies_a_direction_goes_by_another_name_than_its_ablation():
+    ablated, amplified = (ROWS[f"directional {name}"] for name in ("ablation", "amplification (λ < 0)"))
+    assert min(ablated.coefficients) > 0 > max(amplified.coefficients)
+    assert ablated.load() is amplified.load()
+
+
 def test_cases_have_no_targets(measured, tmp_path):
     found = module.cases(True, tmp_path)
     assert [case.name for case in found] == ["difference_of_means_sentiment", "angular_steering_sentiment"]

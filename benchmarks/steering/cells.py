@@ -37,6 +37,8 @@ from trimtab.values.propensity import share_below
 PROMPT_ONLY = "prompt only"
 LIMIT = 0.3
 """Nats of KL per token that a pick may cost on the text of the search."""
+NO_EFFECT = f"no effect above zero within {LIMIT:g} nats of KL"
+"""Why a cell is left out in which the search picked nothing."""
 WIDE = ("L10.resid_post", "L14.resid_post", "L18.resid_post")
 MATCHED, ROUNDS = 4, 6
 """Passages of the search on which random directions are set to the KL that the pick has on the same ones, and in how
@@ -73,7 +75,8 @@ ROWS: dict[str, Row] = {
     "K-steering": Row("k_steering.k_steering"),
     "LoReFT": Row("reft.loreft", WIDE[:2], (0.5, 1.0), ("all",), {"epochs": 5}),
     "ReFT-r1": Row("reft.reft_r1", WIDE[:2], (0.5, 1.0, 1.5), ("all",), {"epochs": 5}),
-    "directional ablation": Row("directional.directional_ablation", coefficients=(-0.2, -0.1, 0.5, 1.0)),
+    "directional ablation": Row("directional.directional_ablation", coefficients=(0.5, 1.0)),
+    "directional amplification (λ < 0)": Row("directional.directional_ablation", coefficients=(-0.2, -0.1)),
     "scaling of sublayers": Row("amplitude.scale", SUBLAYERS, (0.0, 0.5, 1.5, 2.0), ("all",)),
 }
 TASKS = ("sentiment", "truth", "formality", "language", "refusal", "sycophancy")
@@ -81,7 +84,7 @@ TASKS = ("sentiment", "truth", "formality", "language", "refusal", "sycophancy")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much each cell reads."""
+    """How much each cell reads, at most: examples of each part, passages and their tokens."""
 
     train: int = 48
     validation: int = 24
@@ -131,7 +134,7 @@ def cell(lm: LM, parts: Parts, row: Row, sizes: Sizes) -> dict[str, Any]:
         return {"left_out": str(error).splitlines()[0], "seconds": time.monotonic() - began}
     point = found.point
     if point is None:
-        return {"left_out": f"no effect above zero within {LIMIT:g} nats of KL", "seconds": time.monotonic() - began}
+        return {"left_out": NO_EFFECT, "seconds": time.monotonic() - began}
     numbers = judged(lm, parts, found.intervention, passages, sizes)
     picked = {"site": point.site, "scope": point.scope, "coefficient": point.coefficient}
     return picked | numbers | {"seconds": time.monotonic() - began}

@@ -6,6 +6,7 @@ import numpy as np
 
 import trimtab
 from benchmarks.measure import Case, Work, overhead, paired, seconds
+from trimtab import steer
 from trimtab.model.serving import Batcher, Request
 from trimtab.values.edit import Edit, Intervention
 
@@ -20,7 +21,8 @@ def cases(quick: bool) -> list[Case]:
     """`quick`: fewer and shorter rounds."""
     lm = trimtab.load(MODEL)
     lm.hf.generation_config.eos_token_id = []  # nobody stops early: both sides write as many tokens
-    return [mixed(lm, 3 if quick else 15, 16 if quick else 32), streams(lm, 1 if quick else 5, 16 if quick else 32)]
+    rounds, few, new = (3, 1, 16) if quick else (15, 5, 32)
+    return [mixed(lm, rounds, new), ablated(lm, few, new), streams(lm, few, new)]
 
 
 def interventions(lm: trimtab.LM) -> list[Intervention]:
@@ -54,6 +56,17 @@ def mixed(lm: trimtab.LM, rounds: int, new: int) -> Case:
     ratio = paired(work(lm, vectors, new), work(lm, none, new), rounds)
     note = f"{STREAMS} requests, {STREAMS} vectors at {STREAMS} layers, prompts read and {new} tokens written"
     return overhead("mixed_16", ratio, TARGET, note, upper=True)
+
+
+def ablated(lm: trimtab.LM, rounds: int, new: int) -> Case:
+    """16 directions ablated in one batch, each at every entrance of the stream, next to the same requests without."""
+    rng, none = np.random.default_rng(1), [Intervention()] * STREAMS
+    on = [steer.ablate_direction(lm, rng.normal(size=lm.anatomy.d_model)) for _ in range(STREAMS)]
+    ratio = paired(work(lm, on, new), work(lm, none, new), rounds)
+    note = (
+        f"{STREAMS} requests, {STREAMS} directions ablated at {len(on[0])} sites, prompts read and {new} tokens written"
+    )
+    return Case("ablated_16", ratio.value - 1, "share over", None, None, ratio.low - 1, ratio.high - 1, note)
 
 
 def streams(lm: trimtab.LM, rounds: int, new: int) -> Case:

@@ -5,8 +5,8 @@ beside an instruction in words, and how far the effect goes beyond the mean of r
 the least and the most of these. Place, scope and coefficient are picked on the validation part by one rule under one
 limit of KL. About an hour to an hour and a half on two cores; every cell is kept under `--out` as it ends, so that a
 run that was killed goes on. Several processes with tasks of their own may share one `--out`; one call without `--tasks`
-then prints the whole. Cells of another model, task, method, version or size are measured anew. `--json` prints JSON,
-`--tasks` picks tasks.
+then prints the whole, and `--kept` what is kept, measuring nothing. Cells of another model, task, method, version or
+size are measured anew. `--json` prints JSON, `--tasks` picks tasks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ from typing import Any
 import trimtab
 from benchmarks.measure import Case, say
 from benchmarks.steering import cells
-from benchmarks.steering.cells import LIMIT, PROMPT_ONLY, QUICK, ROWS, TASKS, Sizes, cell, parts_of, prompt_only
+from benchmarks.steering.cells import (
+    LIMIT,
+    NO_EFFECT,
+    PROMPT_ONLY,
+    QUICK,
+    ROWS,
+    TASKS,
+    Sizes,
+    cell,
+    parts_of,
+    prompt_only,
+)
 from trimtab.figures.numbers import NONE, Value, estimate, exact, number, share
 from trimtab.model.lm import LM
 from trimtab.tasks.task import Parts
@@ -35,6 +46,8 @@ OUT = Path("out/steering-table")
 FILE = "cells.jsonl"
 Cells = dict[tuple[str, str], dict[str, Any]]
 RANDOM = ("beyond random", "random (least to most)")
+NOT_RUN = "not run"
+"""What stands where a cell was not measured; one in which nothing was picked says so."""
 
 
 def cases(quick: bool, out: Path = OUT) -> list[Case]:
@@ -63,8 +76,8 @@ def noted(known: Mapping[str, Any]) -> str:
     return f"anti-steerable {_share(known['anti_steerable'])}, KL {kl}, perplexity {perplexity}{random}"
 
 
-def table(methods: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path) -> Cells:
-    """Every cell, those that are kept already taken from the file."""
+def table(methods: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path, kept: bool = False) -> Cells:
+    """Every cell, those that are kept already taken from the file; with `kept` the others are left as not run."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / FILE
     lm = trimtab.load("smollm2-135m-instruct")
@@ -73,7 +86,9 @@ def table(methods: Sequence[str], tasks: Sequence[str], sizes: Sizes, out: Path)
         parts = parts_of(lm, task, sizes)
         for method in methods:
             key, known = _key(lm, parts, method, task, sizes), read(path)
-            if key not in known:
+            if key not in known and kept:
+                known[key] = {"left_out": NOT_RUN}
+            elif key not in known:
                 say(f"{method} on {task} …")
                 made = prompt_only(lm, parts, sizes) if method == PROMPT_ONLY else cell(lm, parts, ROWS[method], sizes)
                 append(path, {"key": key, "method": method, "task": task, "cell": made})
@@ -150,7 +165,10 @@ def markdown(found: Cells) -> str:
 
 
 def _effect(known: Mapping[str, Any]) -> str:
-    return NONE if "left_out" in known else _estimate(known["effect"])
+    """The effect; "none" where no point was good enough, "not run" where none was tried, – where it cannot be."""
+    if "left_out" in known:
+        return {NO_EFFECT: "none", NOT_RUN: NOT_RUN}.get(known["left_out"], NONE)
+    return _estimate(known["effect"])
 
 
 def _row(method: str, known: Mapping[str, Any]) -> tuple[str, ...]:
@@ -193,12 +211,13 @@ def main() -> int:
     parser.add_argument("--methods", nargs="*", default=None, help=", ".join([*ROWS, PROMPT_ONLY]))
     parser.add_argument("--tasks", nargs="*", default=None, help=", ".join(TASKS))
     parser.add_argument("--out", type=Path, default=OUT, help="where cells are kept")
+    parser.add_argument("--kept", action="store_true", help="print what is kept, and measure nothing")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     options = parser.parse_args()
     methods, tasks = options.methods or [*ROWS, PROMPT_ONLY], options.tasks or list(TASKS)
     if unknown := [name for name in methods if name not in (*ROWS, PROMPT_ONLY)]:
         sys.exit(f"no method {unknown[0]}: there are {', '.join([*ROWS, PROMPT_ONLY])}")
-    found = table(methods, tasks, QUICK if options.quick else Sizes(), options.out)
+    found = table(methods, tasks, QUICK if options.quick else Sizes(), options.out, options.kept)
     if options.json:
         rows = [{"method": method, "task": task, **known} for (method, task), known in found.items()]
         print(json.dumps({"cells": rows}, ensure_ascii=False))

@@ -7,7 +7,9 @@ import pytest
 
 from tests.commands.calls import document
 from tests.commands.test_search import _texts  # noqa: F401
+from tests.locate.tinytasks import twins
 from trimtab.errors import SiteError, TrimtabError
+from trimtab.tasks.files import save_task
 from trimtab.values.ablation_study import AblationStudy
 from trimtab.values.scores import Scores
 
@@ -31,6 +33,17 @@ def test_the_plan_runs_nothing(call, tasks, monkeypatch):
     plan = document(call(*study, "--dry-run", "--json"))["plan"]
     assert (plan["places"], plan["variants"]) == (["L0.head[1]"], 3 * 5)
     assert document(call(*study, "--k", "1,1", "--dry-run", "--json"))["plan"]["variants"] == 3 * 5
+
+
+def test_twins_of_another_length_are_not_left_out(call, tmp_path):
+    """The study reads clean prompts alone."""
+    ragged = twins().of([e.with_(corrupt=f"{e.corrupt} w99") for e in twins().examples])
+    save_task(ragged, tmp_path / "ragged.jsonl")
+    study = ("ablation-study", "--task", tmp_path / "ragged.jsonl", "--part", "all")
+    study = (*study, "--sites", "L0.head[1]", "--k", "1", "--draws", "1")
+    assert document(call(*study, "--dry-run", "--json"))["plan"]["examples"] == 6
+    found = document(call(*study, "--kinds", "zero", "--length", "24", "--json"))
+    assert np.isfinite([row["change"] for row in found["rows"]]).all()
 
 
 @pytest.mark.parametrize(

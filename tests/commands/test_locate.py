@@ -11,6 +11,7 @@ import pytest
 
 from tests.commands.calls import call, document, said
 from tests.locate.tinytasks import pairs, twins
+from trimtab.evaluate.verify import verify
 from trimtab.locate.circuits_qk_ov import composition
 from trimtab.locate.layer_contrast import dola
 from trimtab.locate.methods import functions, methods
@@ -25,6 +26,7 @@ from trimtab.values.patchscope import Patchscope
 from trimtab.values.roles import RoleGraph, RoleTable
 from trimtab.values.scores import Scores
 from trimtab.values.tuned_lens import TunedLens
+from trimtab.values.verification import Verification
 
 SOME = ("--sites", "L*.head", "--spans", "subject")
 
@@ -92,6 +94,27 @@ def test_a_methods_own_option_comes_before_the_shared_one(run, tmp_path):
     line = shlex.split(found["log_prob"].provenance.options["command"])
     assert call(*line[1:], "--out", tmp_path / "again.safetensors").exit_code == 0
     np.testing.assert_array_equal(Scores.load(tmp_path / "again.safetensors").array, found["log_prob"].array)
+
+
+def test_twins_of_another_length_are_left_out_where_they_are_compared_alone(folder, tmp_path):
+    """By methods that read one prompt of each example none is left out, of the task's own and of another's named; nor
+    where the other prompt has no such span."""
+    task = twins()
+    odd = [e.with_(corrupt=f"{e.corrupt} w99", corrupt_spans={}) for e in task.examples]
+    ragged = [odd[i] if i % 2 else e for i, e in enumerate(task.examples)]
+    save_task(task.of(ragged), tmp_path / "ragged.jsonl")
+    named = ("--task", tmp_path / "ragged.jsonl", "--model", folder)
+    for method, left in (
+        (("ablation", *SOME), 6),
+        (("ablation", *SOME, "--kind", "mean", "--reference", tmp_path / "ragged.jsonl"), 6),
+        (("integrated_gradients", "--steps", "2", "--baseline", "zero"), 6),
+        (("integrated_gradients", "--steps", "2"), 3),
+        (("patching", *SOME), 3),
+    ):
+        done = call("locate", *method, *named, "--out", tmp_path / "a.safetensors")
+        assert done.exit_code == 0, done.output
+        assert len(Scores.load(tmp_path / "a.safetensors")) == left
+        assert document(call("locate", *method, *named, "--dry-run", "--json"))["plan"]["examples"] == left
 
 
 def test_a_method_with_prompts_of_its_own_needs_no_task(folder, tmp_path):
@@ -364,3 +387,21 @@ def test_a_method_of_another_package(run, monkeypatch):
     found = document(run("counting", "--base", "5", "--json"))
     assert [place["mean"] for place in found["top"]] == [6.0, 5.0]
     assert "Counts the layers." in call("locate", "--help").stdout
+
+
+def test_what_was_proposed_is_put_to_the_test(run, files, folder, tmp_path):
+    assert run("attribution_patching", *SOME, "--part", "all", "--out", tmp_path / "s.safetensors").exit_code == 0
+    again = ("--scores", tmp_path / "s.safetensors", "--k", "2", "--audit", "2", "--seed", "3")
+    done = run("verify", *again, "--out", tmp_path / "v.safetensors", "--html", tmp_path / "v.html")
+    assert done.exit_code == 0, done.output
+    found, lm = Verification.load(tmp_path / "v.safetensors"), load(folder)
+    asked = verify(lm, load_task(files / "twins.jsonl"), Scores.load(tmp_path / "s.safetensors"),
+                   k=2, audit=2, seed=3)  # fmt: skip
+    assert [str(check.candidate.site) for check in found.checks] == [str(c.candidate.site) for c in asked.checks]
+    assert [check.works for check in found.checks] == [check.works for check in asked.checks]
+    assert found.audit is not None
+    assert "verify" in call("locate", "--help").output
+    assert "figure" in (tmp_path / "v.html").read_text()
+    shown = document(call("scores", "show", tmp_path / "v.safetensors", "--json"))
+    assert shown["kind"] == "verification"
+    assert run("verify", *again, "--dry-run").exit_code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import pytest
 
 from tests.commands.calls import call, command, document
 from tests.studies.small import SMALL, contrast
-from trimtab.commands.run import _listener, parsed
+from trimtab.commands.run import _lines, _listener, parsed
 from trimtab.studies.store import Store
 from trimtab.tasks.files import save_task
+from trimtab.values.findings import STAGES
 
 OPTIONS = [
     word
@@ -103,13 +105,36 @@ def test_a_table_with_other_columns(folder, tmp_path):
     assert document(call("task", "check", path, folder, *maps, *every, "--json"))["fit"] == len(contrast())
 
 
+def test_a_table_longer_than_is_read_says_what_reads_it(folder, tmp_path):
+    """What the error advises is what then works, on the command line that gave it."""
+    path = tmp_path / "reviews.csv"
+    rows = [",".join((e.group, e.positive, e.negative, e.question, "w10", "w12")) for e in contrast().examples]
+    path.write_text("\n".join(["group,positive,negative,question,answers,distractors", *rows, ""]))
+    short = call("run", path, "--model", folder, *OPTIONS, "--set", "most=20", "--dry-run")
+    assert short.exit_code == 1
+    advised = re.search(r"--set (most=\d+) of trimtab run", " ".join(short.stderr.split()))
+    assert advised is not None
+    own = ("--set", advised[1], "--set", "metric=logit_diff", "--set", "instruction=Say w10.")
+    said = document(call("run", path, "--model", folder, *OPTIONS, *own, "--dry-run", "--json"))
+    assert said["settings"]["most"] == 200
+    assert (said["settings"]["metric"], said["settings"]["instruction"]) == ("logit_diff", "Say w10.")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["sentiment", "--map", "positive=good", "--dry-run"], "mapping is for task files"),
         (["sentimnt"], 'did you mean "sentiment"'),
         (["absent.toml"], "there is no file"),
+        (["absent.csv"], "there is no file absent.csv"),
+        (["tasks/absent"], "there is no file tasks/absent"),
+        (["sentiment", "--set", "screens=prob", "--dry-run"], 'did you mean "probe"'),
+        (["sentiment", "--toward", "down"], "'positive' or 'negative'"),
+        (["ioi", "--toward", "negative"], "Only a contrast task has an opposite"),
         (["sentiment", "--set", "kl_limt=1"], 'did you mean "kl_limit"'),
+        (["sentiment", "--set", "metric=logit_dif"], 'did you mean "logit_diff"'),
+        (["sentiment", "--set", "metric=rank", "--dry-run"], "rank has none"),
+        (["sentiment", "--set", "most=5", "--dry-run"], "most is for task files"),
         (["sentiment", "--set", "kl_limit"], "KEY=VALUE"),
         (["sentiment", "--set", "kl_limit=much"], "kl_limit"),
     ],
@@ -130,11 +155,46 @@ def test_what_cannot_be_run_says_why(words, expected, folder):
         ("coefficients=1,2.5", {"coefficients": (1, 2.5)}),
         ("quick=true", {"quick": True}),
         ("scopes=all,-1:", {"scopes": ("all", "-1:")}),
+        ("chat=false", {"chat": False}),
+        ("instruction=Be kind, please.", {"instruction": "Be kind, please."}),
+        ("poles=praise,blame", {"poles": ("praise", "blame")}),
+        ('poles=["praise, loud", "blame"]', {"poles": ("praise, loud", "blame")}),
         ("task=a=b", {"task": "a=b"}),
     ],
 )
 def test_settings_on_the_command_line(text, expected):
     assert parsed([text]) == expected
+
+
+@pytest.mark.parametrize("words", [["--toward", "negative"], ["--set", "toward=negative"]], ids=["flag", "set"])
+def test_the_other_side_is_asked_for(task, folder, words):
+    said = document(call("run", task, "--model", folder, *OPTIONS, *words, "--dry-run", "--json"))
+    assert said["settings"]["toward"] == "negative"
+
+
+def test_where_nobody_watches_a_line_says_where_it_is(task, folder, tmp_path):
+    result = call("run", task, "--model", folder, *OPTIONS, "--store", tmp_path, "--json")
+    document(result)
+    lines = [line for line in result.stderr.splitlines() if line.startswith(("loading the model", "stage "))]
+    assert [line.split(" (")[0] for line in lines] == [
+        "loading the model",
+        *(f"stage {i} of 5: {name}" for i, name in enumerate(STAGES, 1)),
+    ]
+    again = call("run", task, "--model", folder, *OPTIONS, "--set", "kl_limit=4.0", "--store", tmp_path)
+    assert "stage 2 of 5: validate, as in" in again.stderr
+
+
+def test_the_lines_tell_the_seconds_of_the_stages_done():
+    lines, times = [], iter([0.0, 12.25, 20.0])
+    listen = _lines(lines.append, lambda: next(times))
+    for stage in STAGES[:3]:
+        listen(stage, "begins", 0.0)
+        listen(stage, "half-way", 0.5)
+    assert lines == [
+        "stage 1 of 5: screen",
+        "stage 2 of 5: validate (done: screen 12.2 s)",
+        "stage 3 of 5: steer (done: screen 12.2 s, validate 7.8 s)",
+    ]
 
 
 def test_progress_only_grows_and_ends_at_one():

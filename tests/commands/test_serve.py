@@ -85,6 +85,17 @@ def test_what_is_served(folder, joy, started):
     assert callable(ready)
 
 
+def test_no_more_connections_than_files_may_be_open(folder, started, monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 256))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    done = call(folder, "--port", 0, "--max-unread", 5_000_000)
+    assert done.exit_code == 0, done.output
+    ((service, *_),) = started
+    assert (service.limits.connections, service.unread.most) == (160, 5_000_000)
+    assert "--max-connections is 160 here" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("intervention", "message"),
     [

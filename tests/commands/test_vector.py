@@ -12,13 +12,16 @@ import typer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from tests.commands.calls import document
+from tests.commands.calls import document, saved
 from tests.model.tinies import IDS, off
+from tests.report.findings import made as study
 from tests.steer.formats.vectors import added, arrays, made
 from trimtab.cli import Commands
 from trimtab.commands import vector
 from trimtab.model.load import load
+from trimtab.steer.directional import ablate_direction
 from trimtab.steer.formats import load_vector, save_vector
+from trimtab.studies.store import Store
 from trimtab.values.edit import Edit, Intervention, WeightPatch
 
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
@@ -111,6 +114,81 @@ def test_merge(folder, tmp_path):
         assert off(merged(torch.tensor(IDS)).logits, lm.run(IDS, edit=both).logits) < 1e-5
     assert "mlp_bias" in (tmp_path / "m" / "README.md").read_text()
     assert call("merge", tmp_path / "a", "--model", folder, "--out", tmp_path / "m").exit_code == 2
+
+
+def ablation(path, folder, k=2, **options):
+    """A file of what takes k directions out of a model."""
+    lm = load(str(folder))
+    made = ablate_direction(lm, np.random.default_rng(0).standard_normal((k, 32)), **options)
+    save_vector(made, path)
+    return lm, made
+
+
+def test_merge_takes_an_ablated_direction_out_of_the_weights(folder, tmp_path):
+    lm, hooks = ablation(tmp_path / "a", folder)
+    told = ("merge", tmp_path / "a", "--model", folder, "--out")
+    refused = call(*told, tmp_path / "m")
+    assert refused.exit_code == 1
+    assert "--orthogonalise" in refused.output
+    tied = call(*told, tmp_path / "m", "--orthogonalise")
+    assert tied.exit_code == 1
+    assert "--untie" in tied.output
+    done = call(*told, tmp_path / "m", "--orthogonalise", "--untie")
+    assert done.exit_code == 0, done.output
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    with torch.no_grad():
+        assert off(merged(torch.tensor(IDS)).logits, lm.run(IDS, edit=hooks).logits) < 1e-5
+    assert off(lm.run(IDS, edit=hooks).logits, lm.run(IDS).logits) > 1e-3
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "rank 2 at most" in card
+    assert "`ablate_direction`" in card
+    adapter = call(*told, tmp_path / "l", "--orthogonalise", "--as", "lora")
+    assert adapter.exit_code == 0, adapter.output
+
+
+def test_an_unembedding_of_its_own_needs_no_untying(tmp_path):
+    lm, hooks = ablation(tmp_path / "a", saved(tmp_path / "neox", "gpt_neox"))
+    assert not lm.anatomy.tied
+    told = ("merge", tmp_path / "a", "--model", tmp_path / "neox", "--out", tmp_path / "m", "--orthogonalise")
+    done = call(*told)
+    assert done.exit_code == 0, done.output
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    with torch.no_grad():
+        assert off(merged(torch.tensor(IDS)).logits, lm.run(IDS, edit=hooks).logits) < 1e-5
+
+
+def test_only_a_whole_ablation_is_taken_out_of_weights(folder, tmp_path):
+    told = ("merge", tmp_path / "a", "--model", folder, "--out", tmp_path / "m", "--orthogonalise")
+    ablation(tmp_path / "a", folder, strength=0.5)
+    assert "its strength is 0.5" in call(*told).output
+    assert call(*told, "--strength", "0.5").exit_code == 2
+    save_vector(added(1), tmp_path / "a")
+    refused = call(*told)
+    assert refused.exit_code == 1
+    assert 'it is "add"' in refused.output
+    assert not (tmp_path / "m").exists()
+
+
+def test_what_a_run_measured_goes_on_the_card(folder, tmp_path):
+    store, evaluation = Store(tmp_path / "runs"), study().evaluation
+    run = store.create("praise", {"task": "sentiment"})
+    with run.lock():
+        run.begin(model_hash="0" * 64)
+        run.write("evaluate", evaluation, "i", 1.0)
+        found = run.write_intervention(added(1))
+        run.finish("finished")
+    store.update(run)
+    done = call("merge", found, "--model", folder, "--out", tmp_path / "m", "--study", run.path)
+    assert done.exit_code == 0, done.output
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "Not measured" not in card
+    assert "7.5\xa0% [1.5\xa0%, 31\xa0%] of the examples moved against the aim" in card
+    save_vector(added(0), tmp_path / "other")
+    other = call("merge", tmp_path / "other", "--model", folder, "--out", tmp_path / "n", "--study", run.path)
+    assert other.exit_code == 2
+    assert "measured another intervention" in other.output
+    twice = call("merge", found, "--model", folder, "--out", tmp_path / "n", "--study", run.path, "--strength", 2)
+    assert twice.exit_code == 2
 
 
 def test_vectors_of_several_weights_are_merged_when_any_model_will_do(folder, tmp_path):

@@ -48,6 +48,13 @@ def test_a_missing_number_counts_on_no_side():
     assert share_below(np.array([1.0, -1.0, np.nan]), ("a", "b", "c")).mean == 0.5
 
 
+def test_no_anti_steerable_example_among_a_few_is_not_none_at_all():
+    found = made([[-2, 0, 2], [4, 5, 6]] * 6)
+    assert found.anti_steerable.mean == 0.0
+    assert found.anti_steerable.high == pytest.approx(1 - 0.025 ** (1 / 12))
+    assert "anti-steerable 0% [0%, 26%] of 12 examples" in str(found)
+
+
 def test_numbers_are_those_of_plain_runs():
     task = questions(8)
     found = propensity(LM, task, PUSH, coefficients=(-1.0, 0.0, 2.0))

@@ -1,12 +1,14 @@
 """Which heads each method must find in the transformers made by hand: models, questions and answers as one table.
 
-A method asks one of five questions about a head.
+A method asks one of six questions about a head.
 
     carries    does what tells the twins apart pass through it?
     slope      the same, asked of the slope at one of the twins, which is 0 behind a softmax that is saturated
     straight   does it pass from there to the logits through no other head?
     varies     is the answer lost with what it says about the example at hand?
     works      is the answer lost with it?
+    bends      is the answer lost, on average, where noise as large as what it says is added? Nothing is of what goes
+               straight to the logits, which are linear in it, where no norm stands between
 """
 
 from __future__ import annotations
@@ -43,6 +45,14 @@ SLOPES = {
     "AtP*": partial(atp_star, sites=HEADS, spans="all"),
     "AtP* without GradDrop": partial(atp_star, sites=HEADS, spans="all", grad_drop=False),
 }
+
+
+def noised(lm: LM, task: Task, sites: str | list[str]) -> Scores:
+    """Ablation by noise of three standard deviations, the mean over four draws of it."""
+    found = [ablation(lm, task, sites, kind="noise", sigma=3.0, seed=seed) for seed in range(4)]
+    return found[0].with_(array=np.mean([scores.array for scores in found], axis=0))
+
+
 METHODS: dict[str, tuple[str, Callable[..., Scores]]] = {
     "patching": ("carries", partial(patching, sites=HEADS, spans="all")),
     "patching, noise": ("carries", partial(patching, sites=HEADS, spans="all", direction="noise")),
@@ -56,6 +66,7 @@ METHODS: dict[str, tuple[str, Callable[..., Scores]]] = {
     "resampling": ("varies", partial(ablation, sites=HEADS)),
     "mean ablation": ("varies", partial(ablation, sites=HEADS, kind="mean")),
     "zero ablation": ("works", partial(ablation, sites=HEADS, kind="zero")),
+    "noise ablation": ("bends", partial(noised, sites=HEADS)),
 }
 
 
@@ -101,13 +112,13 @@ CASES = {
         wired,
         asked,
         frozenset({INDUCTION}),
-        dict.fromkeys(("varies", "works"), frozenset({PREVIOUS, INDUCTION})),
+        dict.fromkeys(("varies", "works"), frozenset({PREVIOUS, INDUCTION})) | {"bends": frozenset({PREVIOUS})},
     ),
     "induction, other keys": Case(
         wired,
         written,
         frozenset({PREVIOUS, INDUCTION}),
-        dict.fromkeys(("slope", "straight"), frozenset({INDUCTION})),
+        dict.fromkeys(("slope", "straight"), frozenset({INDUCTION})) | {"bends": frozenset({PREVIOUS})},
         NORM_ALONE,
     ),
     **{f"{rule} {turned}": _bits(rule, turned) for rule in ("and", "xor") for turned in "AB"},

@@ -237,8 +237,13 @@ def test_nothing_is_left_behind_and_progress_is_told(family):
 
 
 def test_verified_results_say_what_came_of_it():
-    task = twins()
-    found = atp_star(LM, task, "L*.q", verify=3, audit=5, grad_drop=False)
+    task, told = twins(), []
+    found = atp_star(
+        LM, task, "L*.q", verify=3, audit=5, grad_drop=False, batch_size=2, progress=lambda *now: told.append(now)
+    )
+    assert told[:3] == [(2, 12), (4, 12), (6, 12)]  # the prompts, and then the exact patching as the other half
+    assert told[3:] == sorted(told[3:])
+    assert told[-1] == (12, 12)
     audit = found.options["audit"]
     assert audit["verified"] == [str(site) for site in found.top(3)]
     np.testing.assert_allclose(audit["exact"], patching(LM, task, found.top(3)).mean(), rtol=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import numpy as np
@@ -14,6 +15,9 @@ from tests.tiny import FAMILIES, words
 from trimtab.errors import PromptError, SiteError, TaskError
 from trimtab.locate.layer_contrast import divergence, dola, layer_contrast
 from trimtab.locate.lens_scores import logit_lens_scores
+from trimtab.model.memory import HELD, memory_limit
+
+module = importlib.import_module("trimtab.locate.layer_contrast")  # its function has the same name
 
 LM = lm_of("llama", torch.float64)
 TEXTS = [words(5, 6, 7, 8), words(9, 10)]
@@ -101,3 +105,24 @@ def test_bad_input():
         layer_contrast(LM, pairs(question=False))
     with pytest.raises(TaskError, match='unknown quantity "rank"'):
         layer_contrast(LM, twins(), quantity="rank")
+
+
+def test_it_is_the_same_in_batches_and_these_are_as_large_as_the_limit_allows(monkeypatch):
+    texts, told = [words(*range(5, 5 + 1 + i % 3), 7 + i) for i in range(9)], []
+    whole = dola(LM, texts, progress=lambda done, total: told.append((done, total)))
+    assert told == [(9, 9)]
+    sizes, inner = [], module._furthest
+
+    def counted(lm, prompts, *args):
+        sizes.append(prompts.batch)
+        return inner(lm, prompts, *args)
+
+    monkeypatch.setattr(module, "_furthest", counted)
+    with memory_limit(2 * HELD * LM.anatomy.vocab + 1):
+        small = dola(LM, texts)
+    assert max(sizes) == 2
+    assert sum(sizes) == 9
+    np.testing.assert_allclose(small.log_probs, whole.log_probs, rtol=1e-9)
+    np.testing.assert_allclose(small.divergence, whole.divergence, atol=1e-12)
+    assert small.chosen == whole.chosen
+    assert small.log_probs.dtype == np.float64

@@ -53,6 +53,17 @@ def test_its_numbers_are_those_of_the_lens_of_each_prompt(quantity):
         np.testing.assert_allclose(scores.array[row], expected, rtol=1e-8, atol=1e-10)
 
 
+def test_a_task_measured_in_ranks_has_the_layer_first_that_puts_its_answers_highest():
+    """Of a task's own metric more is better, so it is minus the rank; the quantity "rank" counts from 1."""
+    own, ranks = (logit_lens_scores(LM, twins(metric="rank"), quantity=quantity) for quantity in ("metric", "rank"))
+    np.testing.assert_array_equal(own.array, -ranks.array)
+    assert (own.order, ranks.order) == ("high", "low")
+    assert own.top(1)[0] == ranks.top(1)[0]
+    first_layer(ranks)
+    with pytest.raises(TaskError, match='quantity="rank"'):
+        first_layer(own)
+
+
 def test_a_task_measured_in_log_probabilities_has_its_likeliest_layer_first():
     scores = logit_lens_scores(LM, twins(metric="log_prob"))
     assert scores.order == "high"

@@ -127,6 +127,22 @@ def test_ratios_are_left_out_where_the_gap_is_small():
         normalised(scores, np.ones(2))
 
 
+def test_examples_without_an_effect_or_a_gap_are_in_neither_mean():
+    array = np.array([[1.0, np.nan], [2.0, 3.0], [5.0, 1.0], [np.nan, np.nan], [7.0, 7.0]])
+    scores = Scores(array, ("example", "layer"), {}, "L{layer}.mlp_out", groups=tuple("aabbc"))
+    share = normalised(scores, np.array([4.0, 5.0, 6.0, 7.0, np.nan]))
+    np.testing.assert_allclose(share.effect, [8 / 15, 4 / 11])
+    assert share.left_out == 2
+    assert np.isfinite([share.interval.low, share.interval.high]).all()
+    alone = normalised(scores.with_(array=array[:3], groups=tuple("aab"), coords={}), np.array([4.0, 5.0, 6.0]))
+    np.testing.assert_allclose([alone.effect[0], alone.interval.low[0]], [share.effect[0], share.interval.low[0]])
+    assert repr(share) == "<Normalised : largest 0.53 of the gap, 2 of 5 examples without a ratio>"
+    nothing = normalised(scores.with_(array=np.full_like(array, np.nan)), np.ones(5))
+    assert (nothing.left_out, "no effect" in repr(nothing)) == (5, True)
+    with pytest.raises(TaskError, match="NaN for all 5 examples"):
+        normalised(scores, np.full(5, np.nan))
+
+
 def test_one_group_has_no_interval():
     scores = Scores(np.ones((2, 1)), ("example", "layer"), {}, "L{layer}.mlp_out", groups=("a", "a"))
     assert np.isnan(normalised(scores, np.ones(2)).interval.low).all()

@@ -8,10 +8,11 @@ import torch
 
 from tests.locate.deeper import deeper
 from tests.locate.tinytasks import pairs, twins
-from tests.model.tinies import close, lm_of, untouched
+from tests.model.tinies import close, fresh, lm_of, untouched
 from tests.tiny import FAMILIES, words
 from trimtab.errors import EditError, SiteError, TaskError, TrimtabError
 from trimtab.locate.corrupted import Subject
+from trimtab.locate.patching import normalised
 from trimtab.locate.tracing import causal_tracing, tracing_effect, tracing_maps
 from trimtab.model.protocols import logit_diff
 from trimtab.model.run import Run
@@ -203,13 +204,41 @@ def test_the_noise_of_a_prompt_is_its_own():
 
 def test_the_noise_is_as_large_as_said():
     about = subject_of(samples=400)
-    embedded = [LM.run(about.prompts.rows([row], trim=True), "embed")["embed"][0] for row in range(len(TASK))]
-    entries = torch.cat([x[list(p)].flatten() for x, p in zip(embedded, about.prompts.spans["subject"], strict=True)])
-    assert about.sigma == pytest.approx(3 * float(entries.std(correction=0)))
     many = about.prompts.rows([3] * 400, trim=True)
     drawn = about.drawn([3], many).whole(Site("embed"))[:, many.columns("subject")[0]]
     assert float(drawn.std()) == pytest.approx(about.sigma, rel=0.02)
     assert abs(float(drawn.mean())) < 0.02 * about.sigma
+
+
+def said_of(lm):
+    """The ids of all subject tokens."""
+    prompts = subject_of(lm).prompts
+    rows = zip(prompts.tokens, prompts.spans["subject"], strict=True)
+    return [int(tokens[p][1:]) for tokens, places in rows for p in places]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_noise_is_of_the_subjects_token_embeddings(family):
+    """As they enter block 0, but for what a table of positions adds to them."""
+    lm = lm_of(family, torch.float64)
+    if lm.anatomy.family.position_table:
+        embedded = lm.hf.get_input_embeddings().weight[said_of(lm)]
+        embedded = lm.hf.model.decoder.project_in(embedded) if family == "opt-350m" else embedded
+    else:
+        embedded = torch.stack([lm.run([words(token)], "embed")["embed"][0, -1] for token in said_of(lm)])
+    assert subject_of(lm).sigma == pytest.approx(3 * float(embedded.std(correction=0)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_positions_do_not_count_in_the_noise(family):
+    lm, found = fresh(family, torch.float64), []
+    table = lm.hf.transformer.wpe if family == "gpt2" else lm.hf.model.decoder.embed_positions
+    for _ in range(2):
+        found.append(subject_of(lm).sigma)
+        table.weight.mul_(10)
+    assert found[0] == found[1] == pytest.approx(3 * float(lm.anatomy.embedding.weight[said_of(lm)].std(correction=0)))
 
 
 def test_the_spans_around_a_subject():
@@ -243,6 +272,26 @@ def test_only_what_the_model_knows_counts():
     assert rather.tolist() == [bool(z[a] > z[d]) for z, (a, d) in zip(gaps, ids, strict=True)]
     with pytest.raises(TaskError, match="knows none of these 4 answers"):
         causal_tracing(LM, TASK)
+
+
+def test_the_share_that_comes_back_is_of_the_prompts_that_count():
+    """Prompts that the model gets wrong have neither effect: they are in no sum, and are counted."""
+    about = subject_of(samples=2)
+    said = [LM.run(about.prompts.rows([i], trim=True)).logits[0, -1].argmax().item() for i in range(4)]
+    examples = [e.with_(answers=(f"w{said[i]}",)) if i else e for i, e in enumerate(TASK.examples)]
+    task = TASK.of(examples)
+    scores, gap = causal_tracing(LM, task, "L*.resid_post", samples=2), tracing_effect(LM, task, samples=2)
+    assert np.isnan(gap).tolist() == [True, False, False, False]
+    share = normalised(scores, gap)
+    assert share.left_out == 1
+    spans = list(scores.coords["span"])
+    for span in ("subject_first", "end"):
+        at = (slice(None), 0, spans.index(span))
+        np.testing.assert_allclose(share.effect[at[1:]], np.nansum(scores.array[at]) / np.nansum(gap))
+        assert share.interval.low[at[1:]] < share.effect[at[1:]] < share.interval.high[at[1:]]
+    middle = scores.array[:, 0, spans.index("subject_middle")]  # of subjects of three tokens and more
+    assert np.isnan(middle).tolist() == [True, True, False, False]
+    assert share.effect[0, spans.index("subject_middle")] == pytest.approx(middle[2:].sum() / gap[2:].sum())
 
 
 def test_counterfactual_tasks_are_traced_on_their_clean_side():

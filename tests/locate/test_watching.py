@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from tests.locate.tinytasks import NEGATIVE, POSITIVE, pairs, planted
-from tests.model.tinies import RAGGED, SIDES, exact, fresh, lm_of, untouched
-from tests.tiny import FAMILIES, words
+from tests.model.tinies import RAGGED, SIDES, exact, lm_of, untouched
+from tests.tiny import FAMILIES, tiny, tokenizer, words
 from trimtab.errors import SiteError, TrimtabError
 from trimtab.locate.monitors import fit_monitor
 from trimtab.locate.watching import watch, watch_stream
+from trimtab.model.lm import LM
 from trimtab.values.edit import Edit
 from trimtab.values.watched import Watched
 
@@ -47,8 +50,9 @@ def test_margins_on_the_way_are_those_of_a_second_pass(family):
 
 
 def test_a_prompt_s_margin_is_that_of_its_text_without_the_template():
-    lm = fresh("llama", torch.float64)
-    lm.tokenizer.chat_template = "{% for m in messages %}w90 w91 {{ m['content'] }} w92{% endfor %} w93"
+    own = copy.deepcopy(tokenizer())  # other tests read the one that is shared
+    own.chat_template = "{% for m in messages %}w90 w91 {{ m['content'] }} w92{% endfor %} w93"
+    lm = LM(tiny("llama", torch.float64), own, name="own", check=False)
     monitor = fit_monitor(lm, TRAIN, SITE, kind="difference")
     texts = [words(40, 41, 42), words(50, 51)]
     found = watch(lm, texts, monitor, chat=True, max_new_tokens=1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import trimtab
 from tests.locate.tinytasks import twins
 from tests.model.tinies import lm_of
 from trimtab import locate
 from trimtab.errors import TrimtabError
-from trimtab.model.memory import VARIABLE, budget, bytes_of, limit, memory_limit
+from trimtab.model.memory import HELD, VARIABLE, budget, bytes_of, held, limit, memory_limit
 from trimtab.tasks.means import batches
 
 
@@ -60,3 +61,25 @@ def test_scores_do_not_depend_on_it(method):
     with memory_limit(20_000):
         tight = function(lm, task, "L*.head")
     np.testing.assert_allclose(tight.array, free.array, rtol=1e-5, atol=1e-4)
+
+
+def test_fewer_logits_are_held_under_a_limit_with_the_same_result(monkeypatch):
+    lm = lm_of("llama", torch.float64)
+    assert held(1000) == 1000
+    sizes, inner = [], lm.unembed
+    monkeypatch.setattr(lm, "unembed", lambda x: sizes.append(x.shape[:-1].numel()) or inner(x))
+
+    def seen(limit, function, *args, **options):
+        sizes.clear()
+        with memory_limit(limit):
+            return function(*args, **options), max(sizes)
+
+    prompt = [list(range(3, 12))]
+    free, most = seen("1GB", locate.logit_lens, lm, prompt)
+    tight, few = seen(2 * HELD * lm.anatomy.vocab, locate.logit_lens, lm, prompt)
+    assert (most, few) == (9, 2)
+    np.testing.assert_allclose(tight.top_probabilities, free.top_probabilities, rtol=1e-5)
+    free, most = seen("1GB", locate.log_probability_increase, lm, twins(), "L1.neuron")
+    tight, few = seen(2 * HELD * lm.anatomy.vocab, locate.log_probability_increase, lm, twins(), "L1.neuron")
+    assert most > len(twins()) >= few
+    np.testing.assert_allclose(tight.array, free.array, rtol=1e-9, atol=1e-9)

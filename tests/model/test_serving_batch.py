@@ -10,11 +10,12 @@ import torch
 
 from tests.model.test_serving import ADDED, MARK, PROMPTS, alone, direction, edits, ids_of, listen
 from tests.model.tinies import exact, untouched
+from trimtab.model import rows as rows_room
 from trimtab.model import serving_batch
 from trimtab.model.edits import Compiled
 from trimtab.model.kvcache import SLACK, KVCache, Layer
 from trimtab.model.serving import Batcher, Request
-from trimtab.values.edit import Edit, Intervention
+from trimtab.values.edit import Affine, Bounds, Edit, Intervention, Noise, Rotation
 
 ERRORS = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a bug")]
 
@@ -132,21 +133,26 @@ class TestPasses:
         assert list(map(ids_of, found)) == expected
         assert (batcher.stats.failed, batcher.stats.finished) == (1, 6)
 
-    def test_picking_that_fails_for_all_together_draws_nothing_twice(self, monkeypatch):
-        """A row that had drawn before another one's draw failed draws the same again."""
+    @pytest.mark.parametrize(("error", "most"), [(RuntimeError("a bug"), 4), (MemoryError(), 2)])
+    def test_picking_that_fails_for_all_together_draws_nothing_twice(self, monkeypatch, error, most):
+        """A row that had drawn before another one's draw failed draws the same again.
+
+        Where memory is what failed, fewer rows are tried together from then on: how many depends on who ends when.
+        """
         lm, whole, failed = self.lm, serving_batch.picked, []
 
         def picked(rows, logits):
             tokens = whole(rows, logits)
             if len(rows) > 1:
                 failed.append(len(rows))
-                raise MemoryError
+                raise error
             return tokens
 
         listen(monkeypatch, picked)
         requests, expected = asked(lm)
         assert list(map(ids_of, run(Batcher(lm), requests))) == expected
-        assert max(failed) > 2
+        assert len(failed) > 2
+        assert max(failed) >= most
 
     @pytest.mark.parametrize("edit", [MARK, ADDED])
     def test_an_edit_for_which_there_is_no_memory_ends_its_request_and_no_other(self, monkeypatch, edit):
@@ -183,6 +189,134 @@ class TestPasses:
                 batcher.step()
         for n, ticket in enumerate(tickets):
             assert ids_of(ticket) == alone(lm, (5, 6, 7 + n), on[n], max_new_tokens=5)[0]
+
+
+class Said(list):
+    """Tokens that count how often some of them are taken out together."""
+
+    taken = 0
+
+    def __getitem__(self, which):
+        self.taken += isinstance(which, slice)
+        return super().__getitem__(which)
+
+
+class TestManySites:
+    """What is done for a row once in a pass, and for several rows at once."""
+
+    lm = property(lambda self: exact("llama"))
+    sites = ("L0.resid_pre", "L0.attn_out", "L0.mlp_out", "L1.attn_out", "L1.mlp_out")
+
+    def running(self, edits, *, new=9):
+        batcher = Batcher(self.lm)
+        batcher._ends = frozenset()
+        on = [Intervention(tuple(edit)) for edit in edits]
+        tickets = [batcher.submit(Request(PROMPTS[n], one, max_new_tokens=new)) for n, one in enumerate(on)]
+        rows = list(batcher._waiting)
+        while len(batcher._batch.rows) < len(rows):
+            batcher.step()
+        return batcher, tickets, rows
+
+    @pytest.mark.parametrize(("where", "often"), [("-1:", 0), ("tokens{5,9,30}", 1)])
+    def test_tokens_become_a_tensor_once_in_a_pass_and_only_where_a_scope_reads_them(self, where, often):
+        edits = [[Edit(site, "scale", 1.0 + n, where=where) for site in self.sites] for n in range(3)]
+        batcher, tickets, rows = self.running(edits)
+        for row in rows:
+            row.said = row.edits.said = Said(row.said)
+        for passes in range(1, 5):
+            batcher.step()
+            assert [row.edits.said.taken for row in rows] == [often * passes] * 3
+        for n, ticket in enumerate(tickets):
+            expected = alone(self.lm, PROMPTS[n], Intervention(tuple(edits[n])), max_new_tokens=9)[0]
+            assert ids_of(ticket)[: len(expected)] == expected
+
+    def test_a_row_has_one_frame_for_all_sites_of_a_pass(self, monkeypatch):
+        made, whole = [], rows_room.Frame
+
+        def frame(*args, **options):
+            made.append(args[2:4])
+            return whole(*args, **options)
+
+        edits = [[Edit(site, "scale", 1.0 + n) for site in self.sites] for n in range(3)]
+        batcher, _, _ = self.running(edits)
+        monkeypatch.setattr(rows_room, "Frame", frame)
+        batcher.step()
+        assert len(made) == 3
+
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            Edit("L0.resid_post", "affine", Affine(direction(2, size=1.0), -direction(2, size=1.0))),
+            Edit("L0.resid_post", "rotate", Rotation.plane(direction(1), direction(2), 1.0), strength=0.7),
+            Edit("L0.resid_post", "clamp", Bounds(-0.5, 0.5), where="-1:"),
+            Edit("L1.head[1,3]", "scale", -2.0),
+            Edit("L0.resid_post", "set", direction(3), where="generated", strength=0.5),
+        ],
+        ids=lambda edit: edit.op,
+    )
+    def test_rows_with_the_same_edit_are_changed_together(self, monkeypatch, edit):
+        """Three of five, of which two are not beside each other; then one of them ends."""
+        whole, sizes = Compiled.apply, []
+        same, other = [edit], [edit.with_(strength=0.25)]
+        asked = [same, [], same, other, [edit.with_(site=edit.site)]]
+
+        def apply(compiled, x, frame):
+            if frame.start >= frame.prompts.width:
+                sizes.append(len(x))
+            return whole(compiled, x, frame)
+
+        expected = [
+            alone(self.lm, PROMPTS[n], Intervention(tuple(one)), max_new_tokens=9)[0] for n, one in enumerate(asked)
+        ]
+        monkeypatch.setattr(Compiled, "apply", apply)
+        batcher, tickets, _ = self.running(asked)
+        sizes.clear()
+        batcher.step()
+        assert sorted(sizes) == [1, 3]
+        tickets[0].cancel()
+        sizes.clear()
+        batcher.step()
+        assert sorted(sizes) == [1, 2]
+        for n in range(1, 5):
+            assert ids_of(tickets[n])[: len(expected[n])] == expected[n]
+
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            Edit("embed", "noise", Noise(1.0, 3)),
+            Edit("L0.resid_post", "scale", 2.0, where="tokens{5,9,30}"),
+            Edit("L0.pattern", "scale", 0.5, where="-1:"),
+        ],
+        ids=lambda edit: edit.op,
+    )
+    def test_what_is_each_rows_own_is_made_row_by_row(self, monkeypatch, edit):
+        whole, sizes = Compiled.apply, []
+
+        def apply(compiled, x, frame):
+            sizes.append(len(x))
+            return whole(compiled, x, frame)
+
+        monkeypatch.setattr(Compiled, "apply", apply)
+        batcher, tickets, _ = self.running([[edit]] * 3)
+        batcher.step()
+        assert set(sizes) == {1}
+        monkeypatch.undo()
+        for n, ticket in enumerate(tickets):
+            expected = alone(self.lm, PROMPTS[n], Intervention.of(edit), max_new_tokens=9)[0]
+            assert ids_of(ticket)[: len(expected)] == expected
+
+    def test_an_edit_that_several_have_and_that_raises_ends_them_and_no_other(self, monkeypatch):
+        whole = Compiled.apply
+
+        def apply(compiled, x, frame):
+            if compiled.edit == MARK and frame.stop > 11:
+                raise ZeroDivisionError("by zero")
+            return whole(compiled, x, frame)
+
+        monkeypatch.setattr(Compiled, "apply", apply)
+        batcher, tickets, _ = self.running([[MARK], [MARK], [], [MARK.with_(strength=0.5)]], new=12)
+        assert len(batcher._batch.rows) == 4, "all of them run"
+        assert [list(ticket)[-1].error for ticket in tickets] == ["by zero", "by zero", None, None]
 
 
 def no_more_than(monkeypatch, most):

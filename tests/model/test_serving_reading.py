@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from tests.model.test_serving import MARK, NEW, PROMPTS, Relu, alone, edits, ids_of
+from tests.model.test_serving import MARK, NEW, PROMPTS, Relu, alone, direction, edits, ids_of
 from tests.model.tinies import exact, untouched
 from tests.tiny import FAMILIES
 from trimtab.errors import Busy, PromptError
@@ -12,7 +13,7 @@ from trimtab.model import serving_batch
 from trimtab.model.edits import Compiled
 from trimtab.model.kvcache import Layer
 from trimtab.model.serving import Batcher, Request
-from trimtab.values.edit import Intervention
+from trimtab.values.edit import Condition, Edit, Intervention
 
 PROMPT = PROMPTS[0]
 
@@ -63,6 +64,114 @@ def test_they_join_those_that_run_and_are_read_in_stretches(read):
     ]
     assert read == [3, 3], "and one token alone"
     assert ids_of(first) == alone(lm, PROMPTS[3], max_new_tokens=20)[0]
+
+
+LONG = tuple(int(i) for i in np.random.default_rng(0).integers(5, 60, 40))
+
+
+def beside_a_stream(lm, chunk):
+    """A batcher with one stream under way, which goes on for long, and that stream."""
+    batcher = Batcher(lm, chunk=chunk)
+    ends, batcher._ends = batcher._ends, frozenset()
+    first = batcher.submit(Request(PROMPTS[3], max_new_tokens=55))
+    batcher._ends = ends
+    batcher.step()
+    return batcher, first
+
+
+def conditional(above, pool="mean", at=""):
+    """Edits before, at and behind sites at which conditions read what the others switched: some hold, some do not."""
+    made = [
+        Condition(f"L0.resid_pre{at}", direction(3), 0.0, above=above, pool=pool),
+        Condition(f"L0.mlp_out{at}", direction(5), 0.0, above=True, pool=pool),
+        Condition(f"L1.mlp_out{at}", direction(6), 0.0, above=not above, pool=pool),
+    ]
+    return Intervention(
+        (
+            Edit("embed", "scale", 1.5),
+            Edit("L0.attn_out", "add", direction(1), when=made[0]),
+            Edit("L1.resid_pre", "scale", 1.5, where="-1:", when=made[1]),
+            Edit("L1.attn_out", "add", direction(2), when=made[1]),
+            Edit("L1.resid_post", "add", direction(4), when=made[2]),
+            Edit("L1.mlp_in", "scale", 0.5, when=made[0]),
+        )
+    )
+
+
+@pytest.mark.parametrize("above", [True, False])
+@pytest.mark.parametrize(("pool", "at"), [("mean", ""), ("last", ""), ("mean", "@3:9"), ("last", "@2:30")])
+def test_a_long_prompt_under_conditions_is_read_in_stretches(read, above, pool, at):
+    """Running streams get a token with every stretch, and what is decided and said is that of a prompt read whole."""
+    lm, on = exact("llama"), conditional(above, pool, at)
+    batcher, first = beside_a_stream(lm, 7)
+    read.clear()
+    tickets = batcher.submit_all([Request(LONG, on, max_new_tokens=NEW), Request(LONG[:25], max_new_tokens=NEW)])
+    row = batcher._waiting[0]
+    while tickets[0].first_token_s is None:
+        before = batcher.stats.generated_tokens
+        batcher.step()
+        assert batcher.stats.generated_tokens > before, "the running stream stalled"
+    assert max(read) <= 7
+    held = dict(row.edits.held)
+    assert len(held) == 3
+    assert ids_of(tickets[0]) == alone(lm, LONG, on)[0]
+    assert ids_of(tickets[1]) == alone(lm, LONG[:25])[0]
+    whole = Batcher(lm)
+    ticket = whole.submit(Request(LONG, on, max_new_tokens=NEW))
+    other = whole._waiting[0]
+    read.clear()
+    list(ticket)
+    assert read == [40], "where nobody runs it is read at once"
+    assert {when: bool(is_) for when, is_ in held.items()} == {w: bool(i) for w, i in other.edits.held.items()}
+    assert len(ids_of(first)) == 55
+
+
+def test_conditions_of_some_are_decided_on_their_prompts_alone(read):
+    lm, on = exact("llama"), conditional(True)
+    batcher, _ = beside_a_stream(lm, 12)
+    read.clear()
+    asked = [Request(LONG[n:30], e, max_new_tokens=NEW) for n, e in enumerate((on, Intervention(), Intervention()))]
+    tickets = batcher.submit_all(asked)
+    assert [ids_of(ticket) for ticket in tickets] == [alone(lm, r.ids, r.intervention)[0] for r in asked]
+    assert read[:3] == [12, 12, 6], "one row, in stretches of its own"
+    assert sum(read) == 3 * 30 + 3 * 30, "three conditions one after the other, and then all rows"
+
+
+def test_an_edit_that_raises_while_conditions_are_decided_ends_its_request(monkeypatch):
+    lm, whole = exact("llama"), Compiled.apply
+    on = Intervention.of([MARK, *conditional(True).edits])
+
+    def apply(compiled, x, frame):
+        if compiled.edit == MARK and frame.start:
+            raise ZeroDivisionError("by zero")
+        return whole(compiled, x, frame)
+
+    monkeypatch.setattr(Compiled, "apply", apply)
+    batcher, first = beside_a_stream(lm, 7)
+    bad = batcher.submit(Request(LONG, on, max_new_tokens=4))
+    assert [delta.error for delta in bad] == ["by zero"]
+    assert len(ids_of(first)) == 55
+
+
+def test_a_condition_whose_site_is_never_computed_ends_its_request_and_is_not_waited_for():
+    batcher = Batcher(exact("llama"))
+    batcher.submit(Request(LONG, conditional(True)))
+    edits = batcher._waiting[0].edits
+    edits.look()
+    edits.decide()
+    assert "which was not computed for this prompt" in str(edits.error)
+
+
+def test_a_prompt_that_makes_way_while_a_condition_is_decided_is_read_anew():
+    lm, on = exact("llama"), conditional(False)
+    batcher, _ = beside_a_stream(lm, 7)
+    ticket = batcher.submit(Request(LONG, on, max_new_tokens=NEW))
+    for _ in range(2):
+        batcher.step()
+    assert batcher._reading.cache.width == 14
+    batcher._alone_later(batcher._reading.rows)
+    batcher._reading = None
+    assert ids_of(ticket) == alone(lm, LONG, on)[0]
 
 
 def test_prompts_and_edits_that_differ_are_read_each():

@@ -258,6 +258,7 @@ def test_the_key_figures_are_those_of_the_evaluation(text, page):
     assert f"{number(e.perplexity[0])} → {number(e.perplexity[1])}" in words
     assert f"{100 * e.capability.before.mean():.0f}\u00a0% → {100 * e.capability.after.mean():.0f}\u00a0%" in words
     assert "7.5\u00a0%" in words
+    assert "[1.5\u00a0%, 31\u00a0%]" in words
     assert f"{sum(c.beaten for c in e.controls)} of {len(e.controls)}" in words
     assert len([1 for tag, a, path in page.tags if a.get("class") == "value"]) == 6
 
@@ -401,3 +402,10 @@ def test_many_points_and_examples_are_cut_short():
     assert "picked" in part(text, "search")
     assert "Too many examples to draw each" in part(text, "test")
     assert len(text.encode()) < 1_500_000
+
+
+def test_the_page_says_how_many_sites_would_work_by_chance():
+    study = made()
+    n = len(study.validation.checks)
+    assert n > 1
+    assert f"at most about {0.025 * n:.1f} of {n} would be expected to work by chance" in study_html(study)

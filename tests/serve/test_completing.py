@@ -12,10 +12,12 @@ from tests.serve.running import service, until
 from tests.tiny import words
 from trimtab.errors import ModelError
 from trimtab.model.serving import Delta, Stats, Ticket
-from trimtab.serve.completing import Answers, check_length, prompts_of, requests_of, token_logprobs
+from trimtab.serve.completing import DELTA, Answers, check_length, prompts_of, requests_of, token_logprobs
+from trimtab.serve.limits import Limits
 from trimtab.serve.problems import Problem
 from trimtab.serve.replies import Frame, Text
 from trimtab.serve.schema import ChatBody, TextBody
+from trimtab.serve.sse import DONE
 from trimtab.values.edit import Intervention
 
 WRITER = Text(Frame("id", 0, "tiny", "trimtab"))
@@ -78,6 +80,58 @@ def test_an_answer_that_is_written_makes_room_whoever_reads_it(lm):
         assert made.gate.inside == 0
         assert len((await answers.whole()).choices) == 2
 
+    made.start()
+    try:
+        asyncio.run(ask())
+    finally:
+        made.close()
+
+
+def test_who_leaves_too_much_unread_is_cut_off_and_others_go_on(lm):
+    """Two streams of which nobody reads the longer one."""
+    long, short = text_body(n=3, max_tokens=40, stream=True, seed=1), text_body(max_tokens=40, stream=True, seed=1)
+    made = service(lm, limits=Limits(unread=60 * DELTA))
+
+    async def ask():
+        slow, quick = Answers(made, long, WRITER), Answers(made, short, WRITER)
+        await slow.begin(Intervention())
+        await quick.begin(Intervention())
+        events = [event async for event in quick.events()]
+        async with asyncio.timeout(10):
+            while made.gate.inside or made.batcher.stats.active:
+                await asyncio.sleep(0.01)
+        assert events[-1] == DONE
+        assert (slow.cut, quick.cut) == (True, False)
+        assert slow.queue.qsize() == 1, "of what was unread nothing is kept"
+        assert made.unread.total == 0
+        assert all(row.text == "" == "".join(str(token) for token in row.tokens) for row in quick.rows)
+        *_, last = [event async for event in slow.events()]
+        assert b'"reader_too_slow"' in last
+        slow.close()
+        quick.close()
+        assert made.gate.inside == 0
+
+    made.batcher._ends = frozenset()
+    made.start()
+    try:
+        asyncio.run(ask())
+    finally:
+        made.close()
+
+
+def test_what_is_read_is_not_counted(lm):
+    made = service(lm, limits=Limits(unread=60 * DELTA))
+
+    async def ask():
+        answers = [Answers(made, text_body(n=2, max_tokens=45, stream=stream), WRITER) for stream in (True, False)]
+        for one in answers:
+            await one.begin(Intervention())
+            events = [event async for event in one.events()]
+            assert events[-1] == DONE
+            assert made.unread.total == 0
+            one.close()
+
+    made.batcher._ends = frozenset()
     made.start()
     try:
         asyncio.run(ask())

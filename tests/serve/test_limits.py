@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from tests.serve.running import AUTH, KEY, hooks, served, service, slowly, until
 from tests.tiny import words
-from trimtab.serve.limits import Gate, Limits
+from trimtab.serve.limits import FILES, MARGIN, Gate, Limits, Unread, room_for
 from trimtab.serve.problems import Problem, problem_of
 from trimtab.serve.run import LEAST, Server
 from trimtab.serve.schema import TextBody
@@ -169,7 +169,7 @@ def test_a_long_answer_is_not_cut_off_by_the_time_for_a_head(lm, small):
             assert found.elapsed.total_seconds() > 1 or found.json()["usage"]["completion_tokens"] < 20
 
 
-class Unread:
+class Unmoved:
     """A transport whose client takes `rate` bytes between two looks."""
 
     def __init__(self, rate):
@@ -200,7 +200,7 @@ def test_a_client_that_takes_too_little_is_cut_off(lm, rate, cut):
 
     async def read():
         protocol = config.http_protocol_class(config, ServerState(), {})
-        transport = Unread(rate)
+        transport = Unmoved(rate)
         protocol.connection_made(transport)
         protocol.pause_writing()
         await asyncio.sleep(0.15)
@@ -302,6 +302,115 @@ def test_more_connections_than_there_may_be(lm):
         until(lambda: not running.server.server_state.connections)
         assert good(running)
         assert 'trimtab_requests_total{route="other",status="503"} 3.0' in running.get("/metrics").text
+
+
+def test_connections_that_say_nothing_are_closed_beyond_a_margin(lm):
+    """At once, and not only when their time is over; clients that ask are told, and those that were there go on."""
+    with served(service(lm, limits=Limits(connections=3))) as running:
+        silent = [connected(running) for _ in range(3 + MARGIN - 1)]
+        try:
+            until(lambda: len(running.server.server_state.connections) == len(silent))
+            found = httpx.get(f"{running.url}/health", trust_env=False)
+            assert (found.status_code, found.json()["error"]["code"]) == (503, "too_many_connections")
+            until(lambda: len(running.server.server_state.connections) == len(silent))
+            silent.append(connected(running))
+            until(lambda: len(running.server.server_state.connections) == len(silent))
+            for _ in range(5):
+                with connected(running) as more:
+                    assert gone(more)
+            assert len(running.server.server_state.connections) == len(silent)
+            silent[-1].settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                silent[-1].recv(1)
+        finally:
+            for connection in silent:
+                connection.close()
+        until(lambda: not running.server.server_state.connections)
+        assert good(running)
+
+
+def gone(connection):
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("most", "highest", "asked", "room", "raised"),
+    [
+        (5000, 5000, 1000, 1000, None),
+        (-1, -1, 10**6, 10**6, None),
+        (1024, 10**6, 1000, 1000, 1000 + MARGIN + FILES),
+        (1024, -1, 1000, 1000, 1000 + MARGIN + FILES),
+        (256, 512, 1000, 512 - MARGIN - FILES, 512),
+        (256, 256, 1000, 256 - MARGIN - FILES, 256),
+        (32, 32, 1000, 1, 32),
+    ],
+)
+def test_there_are_as_many_connections_as_files_may_be_open(monkeypatch, most, highest, asked, room, raised):
+    resource, said = pytest.importorskip("resource"), []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (most, highest))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: said.append(both))
+    assert room_for(asked) == room
+    assert said == ([] if raised is None else [(raised, highest)])
+
+    def refused(*_):
+        raise ValueError
+
+    monkeypatch.setattr(resource, "setrlimit", refused)
+    assert room_for(asked) == (room if raised is None else max(1, most - MARGIN - FILES))
+
+
+class Reading:
+    """A reader that remembers whether it was cut off."""
+
+    def __init__(self):
+        self.cut = False
+
+    def cut_off(self):
+        self.cut = True
+
+
+def test_beyond_what_may_be_unread_the_slowest_reader_is_cut_off():
+    unread, (a, b, c) = Unread(100), (Reading() for _ in range(3))
+    unread.set(a, 40)
+    unread.set(b, 50)
+    unread.set(b, 20)
+    unread.set(c, 40)
+    assert (unread.total, [one.cut for one in (a, b, c)]) == (100, [False] * 3)
+    unread.set(a, 41)
+    assert (unread.total, [one.cut for one in (a, b, c)]) == (60, [True, False, False])
+    assert [unread.of(one) for one in (a, b, c)] == [0, 20, 40]
+    unread.set(b, 101)
+    assert (unread.total, b.cut, c.cut) == (40, True, False)
+    unread.set(c, 0)
+    assert unread.total == 0
+
+
+def test_what_a_connection_has_unread_is_part_of_it(lm):
+    """The larger of two replies that nobody takes goes, and its connection with it."""
+    made = service(lm, limits=Limits(unread=1_500_000))
+    config = Server(made).config
+    config.load()
+
+    async def write():
+        state, kept = ServerState(), []
+        for size in (600_000, 800_000, 200_000):
+            protocol, transport = config.http_protocol_class(config, state, {}), Unmoved(0)
+            transport.size = size
+            protocol.connection_made(transport)
+            protocol.pause_writing()
+            kept.append((protocol, transport))
+        assert [transport.aborted for _, transport in kept] == [False, True, False]
+        assert made.unread.total == 800_000
+        kept[0][0].resume_writing()
+        assert made.unread.total == 200_000
+        for protocol, _ in kept:
+            protocol.connection_lost(None)
+        assert made.unread.total == 0
+
+    asyncio.run(write())
 
 
 def test_the_limit_of_tokens_is_told(small):

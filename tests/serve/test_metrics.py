@@ -25,22 +25,24 @@ def test_counts(lm):
         before = counted(running)
         assert before["trimtab_generated_tokens_total",] == before["trimtab_active",] == before["trimtab_waiting",] == 0
         written = 0
-        for body in (BODY, BODY | {"model": "tiny+joy"}, BODY | {"steering": [{"vector": "joy"}, {"vector": "late"}]}):
+        off = {"vector": "anger", "coefficient": 0}
+        steered = BODY | {"steering": [{"vector": "joy"}, {"vector": "late"}, off], "n": 3}
+        for body in (BODY, BODY | {"model": "tiny+joy"}, steered, BODY | {"model": "tiny+joy:0"}):
             written += running.post("/v1/completions", body).json()["usage"]["completion_tokens"]
         assert running.post("/v1/completions", BODY | {"model": "other"}).status_code == 404
         assert running.get("/v1/steering/vectors/nobody").status_code == 404
         for path in ("/nowhere", "/nowhere/else"):
             assert running.get(path).status_code == 404
         found = counted(running)
-        assert found["trimtab_requests_total", "/v1/completions", "200"] == 3
+        assert found["trimtab_requests_total", "/v1/completions", "200"] == 4
         assert found["trimtab_requests_total", "/v1/completions", "404"] == 1
         assert found["trimtab_requests_total", "/v1/steering/vectors/{name}", "404"] == 1
         assert found["trimtab_requests_total", "404", "other"] == 2
         assert found["trimtab_generated_tokens_total",] == written
-        assert found["trimtab_prompt_tokens_total",] == 3 * 3  # once for both answers
-        assert found["trimtab_finished_total",] == found["trimtab_first_token_seconds_count",] == 6
-        assert found["trimtab_steered_answers_total", "joy"] == 2
-        assert found["trimtab_steered_answers_total", "late"] == 1
+        assert found["trimtab_prompt_tokens_total",] == 4 * 3  # once for all answers
+        assert found["trimtab_finished_total",] == found["trimtab_first_token_seconds_count",] == 9
+        assert found["trimtab_steered_answers_total", "joy"] == 2 + 3, "answers, not requests"
+        assert found["trimtab_steered_answers_total", "late"] == 3
         assert ("trimtab_steered_answers_total", "anger") not in found
         assert found["trimtab_active",] == found["trimtab_waiting",] == 0
         for name in ("failed", "retried", "read_again"):

@@ -13,9 +13,16 @@ from tests.model.tinies import IDS, RAGGED, close, exact, lm_of, off
 from tests.steer.planting import PLANTED, ending, is_cached_right, is_nothing_at_zero, planted
 from tests.tiny import FAMILIES
 from trimtab.errors import EditError, SiteError
-from trimtab.steer.directional import STREAM, ablate_direction, basis, directional_ablation, entrances
+from trimtab.steer.directional import (
+    STREAM,
+    ablate_direction,
+    ablated_directions,
+    basis,
+    directional_ablation,
+    entrances,
+)
 from trimtab.steer.vectors import difference_of_means
-from trimtab.values.edit import Edit, Intervention, WeightPatch
+from trimtab.values.edit import Affine, Edit, Intervention, WeightPatch
 
 D = 32
 NAMES = ("embed", "L*.resid_pre", "L*.attn_out", "L*.resid_mid", "L*.mlp_out", "L*.resid_post")
@@ -186,6 +193,36 @@ class TestFromATask:
 def test_what_is_no_direction_is_refused(directions, said):
     with pytest.raises(EditError, match=said):
         ablate_direction(exact("llama"), directions)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_what_is_ablated_is_read_back(k, tmp_path):
+    lm, given = lm_of("llama"), random(k, D)
+    ablate_direction(lm, given).save(tmp_path / "v")
+    rows, wanted = ablated_directions(lm, Intervention.load(tmp_path / "v")), basis(given, D)
+    assert rows.shape == (k, D)
+    np.testing.assert_allclose(rows.T @ rows, wanted.T @ wanted, atol=1e-6)
+
+
+def test_what_does_not_ablate_everywhere_is_not_read_as_if_it_did():
+    lm = lm_of("llama")
+    whole = ablate_direction(lm, random(D))
+    first, *others = whole.edits
+    raw = Edit("L0.mlp_raw", "affine", first.value)
+    for made, said in (
+        (Intervention((*others,)), "leaves out L0.resid_pre"),
+        (Intervention((*whole.edits, raw)), "outside the residual stream's own coordinates"),
+        (Intervention((first.with_(where="-1"), *others)), "act on every token"),
+        (Intervention((first.with_(strength=(1.0, 1.0)), *others)), "its strength is"),
+        (Intervention((first.with_(value=Affine(first.value.A, first.value.A)), *others)), "no projection"),
+        (Intervention((first.with_(value=Affine(2 * first.value.A, -2 * first.value.A)), *others)), "no projection"),
+        (Intervention((first.with_(value=Affine(first.value.A, first.value.B, np.ones(D))), *others)), "does more"),
+        (whole + ablate_direction(lm, random(D, seed=1)), "one after the other"),
+        (2 * whole, "its strength is 2"),
+        (Intervention(), "ablates no direction by edits"),
+    ):
+        with pytest.raises(EditError, match=said):
+            ablated_directions(lm, made)
 
 
 def test_the_stream_is_where_it_should_be():

@@ -13,7 +13,7 @@ from tests.model.tinies import lm_of
 from tests.steer.test_features import Identity
 from tests.steer.test_function_vector import WRITING, successors
 from trimtab import steer
-from trimtab.errors import TrimtabError
+from trimtab.errors import EditError, SiteError, StudyError, TrimtabError
 from trimtab.steer.amplitude import clamp, patch, scale, zero
 from trimtab.steer.methods import (
     about,
@@ -24,12 +24,15 @@ from trimtab.steer.methods import (
     method,
     methods,
     options,
+    refusal,
     scope_free,
     takes_factor,
     unfit,
 )
+from trimtab.steer.search import search
 from trimtab.steer.typical import mean, noise, resample
 from trimtab.steer.vectors import difference_of_means, vector_edits
+from trimtab.studies.steering import steerer
 from trimtab.tasks.task import Task
 from trimtab.values.edit import Edit, Intervention
 
@@ -64,6 +67,13 @@ def needy(lm: LM, task: Task, sites: Reads, *, secret: float) -> Intervention:
 def scores_of(lm: LM, task: Task, sites: Reads) -> list[Edit]:
     """Gives something else."""
     raise NotImplementedError
+
+
+def heads_alone(sites: list[str], *, where: str = "all") -> Intervention:
+    """A scaling of heads, that has no use for other sites."""
+    if any("head" not in site for site in sites):
+        raise SiteError("heads only")
+    return scale(sites, 0.0, where=where)
 
 
 def offer(monkeypatch, **values):
@@ -104,11 +114,27 @@ def test_a_scaling_has_its_sites_and_its_factor_among_its_options():
 
 
 def test_what_a_study_can_use_by_itself():
-    fit = (difference_of_means, scale, zero, clamp, mean, resample, noise, nudge)
+    fit = (difference_of_means, scale, zero, mean, resample, noise, nudge, heads_alone)
     assert [unfit(f) for f in fit] == [None] * len(fit)
     assert unfit(needy) == "has to be told secret, which is different for every task"
     assert unfit(patch) == "has to be told run, which is different for every task"
     assert "is no function" in str(unfit(vector_edits))
+
+
+def test_a_scaling_that_refuses_every_site_is_refused_before_anything_is_computed():
+    why = "Bounds has neither low nor high: give at least one of them"
+    assert unfit(clamp) == f"does nothing with these alone ({why})"
+    assert refusal(clamp) == why
+    assert refusal(clamp, low=1.0) is None
+    assert [refusal(function) for function in (scale, zero, heads_alone)] == [None] * 3
+    with pytest.raises(
+        StudyError, match=r"clamp does nothing with these alone \(Bounds has neither .* here name one of"
+    ):
+        steerer("clamp")
+    lm, task = lm_of("llama"), questions(8)
+    with pytest.raises(EditError, match="clamp acts at no site with what it is told") as caught:
+        search(lm, task, methods=["difference_of_means", "clamp"], sites="L0.neuron[1]")
+    assert why in str(caught.value)
 
 
 def test_a_method_by_its_name():

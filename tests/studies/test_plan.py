@@ -87,3 +87,12 @@ def test_a_small_budget_is_kept(tmp_path):
     assert short.points < whole.points
     assert "Nothing was run" in str(short)
     assert short.plain()["total"] == sum(short.tokens.values())
+
+
+def test_the_plan_says_what_the_budget_covers(tmp_path):
+    """Validation and search, and no other stage: with a hundredth of it the others take as much."""
+    whole, short = plan(study(tmp_path, budget=60_000)), plan(study(tmp_path, budget=600))
+    assert {name for name, most in whole.tokens.items() if short.tokens[name] != most} == {"validate", "steer"}
+    assert short.tokens["validate"] + short.tokens["steer"] <= 600
+    share = (whole.tokens["validate"] + whole.tokens["steer"]) / whole.total
+    assert f"the budget of 60,000 covers validation and search, {share:.0%} of these tokens" in str(whole)

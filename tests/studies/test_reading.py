@@ -72,6 +72,30 @@ def test_from_toml_the_settings_are_kept_with_the_run_and_in_the_hash(table, tmp
     assert turned._inputs("screen") != made._inputs("screen"), "other columns, another task"
 
 
+def test_a_table_can_be_whatever_a_task_can_be(table, tmp_path):
+    """Its metric, template, instruction and the names of its sides, which a row has no place for; from TOML too."""
+    own = {"metric": "logit_diff", "chat": True, "instruction": "Say w10, please.", "poles": ("ten", "twelve")}
+    settings = Settings.of(**small(table, mapping=MAPPING, every=EVERY, **own))
+    task = Study(settings)._whole
+    assert {name: getattr(task, name) for name in own} == own
+    toml = tmp_path / "mine.toml"
+    told = "".join(f"{name} = {json.dumps(value)}\n" for name, value in {**own, "most": 60}.items())
+    toml.write_text(f'task = "reviews.csv"\n{told}')
+    assert Settings.read(toml).reading() == {**own, "most": 60}
+    with pytest.raises(TaskError, match=r"holds more than 50 rows .* --set most=500 of trimtab run"):
+        _ = Study(settings.with_(most=50))._whole
+    plain = Study(Settings.of(**small(table, mapping=MAPPING, every=EVERY)))._whole
+    assert (plain.metric, plain.chat, plain.instruction) == ("log_prob_diff", False, "")
+    assert plain.digest != task.digest
+
+
+def test_with_an_instruction_a_table_has_the_control_of_a_prompt_alone(table, tmp_path):
+    settings = Settings.of(**small(table, mapping=MAPPING, every=EVERY, instruction="w7 w8", draws=2, samples=0))
+    made = Study(settings, lm=fresh("llama", check=False), store=Store(tmp_path / "runs")).run()
+    assert made.evaluation.prompt_only is not None
+    assert load_task(made.folder.path / "task.jsonl").instruction == "w7 w8"
+
+
 def test_labels_and_their_positive_one(tmp_path):
     path = tmp_path / "labels.csv"
     rows = [
@@ -86,7 +110,7 @@ def test_labels_and_their_positive_one(tmp_path):
     assert len(task) == len(contrast())
 
 
-@pytest.mark.parametrize("given", [{"mapping": MAPPING}, {"positive": "no"}, {"split": "test"}])
+@pytest.mark.parametrize("given", [{"mapping": MAPPING}, {"positive": "no"}, {"split": "test"}, {"most": 9}])
 def test_what_is_not_read_from_a_file_has_no_columns(given, tmp_path):
     (name,) = given
     built_in = Study(Settings.of(task="sentiment", **given), store=Store(tmp_path))
@@ -94,6 +118,8 @@ def test_what_is_not_read_from_a_file_has_no_columns(given, tmp_path):
         _ = built_in._whole
     with pytest.raises(StudyError, match=f"{name} is for task files, and a Task has been read already"):
         trimtab.study(contrast(), store=tmp_path, **given)
+    with pytest.raises(StudyError, match=r"chat is for task files, and a Task has been read already.*task.with_"):
+        trimtab.study(contrast(), store=tmp_path, chat=True)
 
 
 def test_the_page_on_studies_shows_a_file_that_can_be_read(tmp_path):

@@ -32,6 +32,11 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
         {"coefficients": (1.0, 1.0)},
         {"seed": -1},
         {"budget": 0},
+        {"most": 0},
+        {"metric": "logit_dif"},
+        {"metric": "kl"},
+        {"chat": "yes"},
+        {"poles": ("praise",)},
     ],
 )
 def test_a_value_that_does_not_fit_is_named(wrong):
@@ -105,8 +110,19 @@ def test_saved_and_read_again(seed, quick, limit, objects):
 def test_the_command_does_it_again():
     from trimtab.commands.run import parsed
 
-    made = Settings.of(task="truth", quick=True, seed=2, kl_limit=0.2, objects=("head", "neuron"), factors=(0.0,))
-    words = command(made).split()
+    made = Settings.of(
+        task="truth",
+        quick=True,
+        seed=2,
+        kl_limit=0.2,
+        objects=("head", "neuron"),
+        factors=(0.0,),
+        metric="logit_diff",
+        chat=False,
+        instruction='Say "yes", please.\nAlways.',
+        poles=("true, or so", "false"),
+    )
+    words = shlex.split(command(made))
     assert words[:3] == ["trimtab", "run", "truth"]
     pairs = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     again = Settings.of(

@@ -48,7 +48,6 @@ def evaluation(effect=UP, beaten=(True, True, True), wrong_way=0.0, **more):
     before = np.zeros(4)
     names = ("random directions", "shuffled labels", "random sites")
     return Evaluation(
-        outcome=Outcome("log_prob_diff", "nat", before, before + effect.mean),
         effect=effect,
         wrong_way=wrong_way,
         kl=Estimate(0.12, 0.1, 0.14, 28),
@@ -58,7 +57,7 @@ def evaluation(effect=UP, beaten=(True, True, True), wrong_way=0.0, **more):
         capability=Outcome("accuracy", "share", np.ones(10), np.r_[np.ones(9), 0.0]),
         controls=tuple(map(control, names, beaten)),
         samples=(),
-        **{"entangled": (), **more},
+        **{"outcome": Outcome("log_prob_diff", "nat", before, before + effect.mean), "entangled": (), **more},
     )
 
 
@@ -112,12 +111,13 @@ def test_what_speaks_against_it_is_said():
     still = Entangled("language", Outcome("x", "nat", np.zeros(3), np.zeros(3)), NONE)
     told = evaluation(
         wrong_way=0.25,
+        outcome=Outcome("log_prob_diff", "nat", np.zeros(4), np.array([3.0, 3.0, 3.0, -1.0])),
         entangled=(still, moved),
         prompt_only=Outcome("log_prob_diff", "nat", np.zeros(4), np.full(4, 0.5)),
         figures={"balanced accuracy of a probe at L3.resid_post": Estimate(0.9, 0.8, 1.0, 4)},
     )
     text = str(conclude("sentiment", validation(True), search(point(), picked=0), told))
-    assert "25% of the test examples move the wrong way." in text
+    assert "25% [1%, 81%] of the test examples move the wrong way." in text
     assert "truth (−1.4 SD)" in text
     assert "language" not in text
     assert "An instruction alone moves the same number by +0.50" in text

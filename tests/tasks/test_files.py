@@ -41,6 +41,11 @@ def test_counterfactuals_keep_words_and_spans(tmp_path):
     )
     assert task.examples[1].answers == (" Lima",)
     assert (task.metric, task.name) == ("logit_diff", "capitals")
+    own = {"poles": ("one", "other"), "instruction": "Name it.", "chat": True}
+    said = load_task(write(tmp_path / "mine.jsonl", CAPITALS), **own)
+    assert {key: getattr(said, key) for key in own} == own
+    with pytest.raises(TaskError, match="poles are the two texts that name the sides"):
+        load_task(CAPITALS, poles=("one",))
 
 
 def test_rows_without_a_group_share_one_where_they_share_a_text():

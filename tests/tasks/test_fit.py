@@ -76,6 +76,33 @@ def test_counterfactuals_that_do_not_fit(lm, changes, reason):
     assert found[1].startswith(reason)
 
 
+@pytest.mark.parametrize("read", ["clean", "corrupt"])
+def test_where_one_prompt_is_read_its_twin_need_not_correspond(lm, read):
+    """Nor has it to have the spans, or to fit the model's positions; the prompt that is read has."""
+    other = {"clean": "corrupt", "corrupt": "clean"}
+    gone = {"clean": {"spans": {"subject": "w60"}}, "corrupt": {"corrupt_spans": {"subject": "w60"}}}
+    ragged = [
+        GOOD,
+        GOOD.with_(**{other[read]: "w6 w8 w6 w8 w11"}, spans={}, corrupt_spans={}),
+        GOOD.with_(**{other[read]: f"w6 w8 {FILLER}"}, spans={}, corrupt_spans={}),
+        GOOD.with_(**{read: f"w6 w8 {FILLER}"}, spans={}, corrupt_spans={}),
+        GOOD.with_(answers=("w12",), **gone[read]),
+    ]
+    task = Task(
+        "t", (*ragged, GOOD.with_(answers=("w13",), **{"corrupt_spans": GOOD.corrupt_spans, **gone[other[read]]}))
+    )
+    fitted = fit(lm, task, read=read)
+    reasons = {one.index: one.kind for one in fitted.dropped}
+    assert reasons == {3: "too long for the model", 4: "a span that does not occur once"}
+    measure(lm, fitted.task, on=read)
+    assert len(fit(lm, task).task) == 1
+
+
+def test_what_is_read_is_one_prompt_or_both(lm):
+    with pytest.raises(TaskError, match=r'both, clean, corrupt, got "clear".*did you mean "clean"'):
+        fit(lm, Task("t", (GOOD,)), read="clear")
+
+
 @pytest.mark.parametrize(
     ("good", "changes", "reason"),
     [

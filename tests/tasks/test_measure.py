@@ -14,7 +14,8 @@ from tests.tiny import tiny, tokenizer
 from trimtab.errors import PromptError, TaskError
 from trimtab.model.lm import LM
 from trimtab.tasks.example import Contrast, Counterfactual
-from trimtab.tasks.measure import answer_tokens, measure, sides, tokens_of
+from trimtab.tasks.fit import fit
+from trimtab.tasks.measure import answer_tokens, measure, one_side, sides, tokens_of
 from trimtab.tasks.task import Task
 
 PAIRS = Task(
@@ -122,6 +123,26 @@ def test_answers_of_several_tokens_are_compared_as_texts(lm):
     assert made.unit == "nat"
 
 
+def test_the_likelihood_of_texts_can_be_asked_for_by_name(lm):
+    """Also of answers that are single tokens: one with one, by what the model gives each after its question."""
+    films = FILMS.of([e.with_(distractors=e.distractors[:1]) for e in FILMS.examples])
+    expected = [
+        likelihood(lm, e.question, e.answers[0]) - likelihood(lm, e.question, e.distractors[0]) for e in films.examples
+    ]
+    named = films.with_(metric="sequence_log_prob")
+    for made in (measure(lm, named), measure(lm, films, metric="sequence_log_prob")):
+        same(read(lm, made), expected)
+        assert made.prompts.batch == 4
+    texts = Task("texts", (Contrast("w5 w6 w7", "w5 w8", "a"), Contrast("w9 w10", "w11 w12 w13 w14", "b")))
+    same(read(lm, measure(lm, texts.with_(metric="sequence_log_prob"))), read(lm, measure(lm, texts)))
+    fitted = fit(lm, FILMS.with_(metric="sequence_log_prob"))
+    assert [one.reason.partition(":")[0] for one in fitted.dropped] == ["several answers of several tokens"]
+    with pytest.raises(TaskError, match="sequence_log_prob reads whole texts"):
+        measure(lm, PAIRS.with_(metric="sequence_log_prob"))
+    with pytest.raises(TaskError, match="texts is read as the log-likelihood of whole texts, and 'rank' reads single"):
+        measure(lm, texts.with_(metric="rank"))
+
+
 def test_continuations_of_a_prompt_are_compared_in_sum(lm):
     task = Task("said", (Contrast("w7 w8", "w9", "a", "w5 w6"), Contrast("w10", "w11 w12 w13", "b", "w14 w15 w16")))
     expected = [likelihood(lm, e.prompt, e.positive) - likelihood(lm, e.prompt, e.negative) for e in task.examples]
@@ -173,10 +194,32 @@ def test_nothing_to_predict_a_text_from_is_said(lm):
         measure(lm, Task("texts", (Contrast("w5 w7", "w6", "a"),)))
 
 
-def test_clean_and_corrupt_of_different_length_are_refused(lm):
+def test_twins_of_different_length_are_no_sides_to_compare(lm):
     task = PAIRS.of([PAIRS.examples[0].with_(corrupt="w5 w8 w8 w7", corrupt_spans={"subject": (3, 5)})])
     with pytest.raises(PromptError, match="3 tokens and the row it is compared with has 4"):
-        measure(lm, task)
+        sides(lm, task)
+
+
+@pytest.mark.parametrize("on", ["clean", "corrupt"])
+def test_a_counterfactual_is_read_without_a_look_at_its_twin(lm, on):
+    """The other prompt is longer, and has no such span."""
+    other = "corrupt" if on == "clean" else "clean"
+    spans = {"spans": {"subject": "w6"}, "corrupt_spans": {"subject": "w8"}}
+    longer = [e.with_(**{other: "w5 w5 w9 w9 w9 w9"}, **spans) for e in PAIRS.examples]
+    whole, alone = measure(lm, PAIRS, on), measure(lm, PAIRS.of(longer), on)
+    assert torch.equal(whole.prompts.ids, alone.prompts.ids)
+    assert whole.prompts.spans == alone.prompts.spans
+    same(read(lm, alone), read(lm, whole))
+
+
+def test_a_side_is_one_of_two(lm):
+    both = sides(lm, PAIRS)
+    for which, prompts in zip(("positive", "negative"), both, strict=True):
+        made = one_side(lm, PAIRS, which)
+        assert torch.equal(made.ids, prompts.ids)
+        assert made.spans == prompts.spans
+    with pytest.raises(TaskError, match="got 'clean'"):
+        one_side(lm, PAIRS, "clean")
 
 
 def test_sides_of_a_counterfactual_have_its_spans(lm):

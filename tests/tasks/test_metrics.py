@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import TaskError
-from trimtab.tasks.metrics import BY_NAME, Choice, kl, readout, sequence_log_prob
+from trimtab.model.protocols import Readout
+from trimtab.tasks.metrics import BY_NAME, NAMES, Choice, check_name, has_gradient, kl, readout, sequence_log_prob
 
 VOCAB = 11
 ROWS = 4
@@ -44,7 +45,7 @@ def formula(name, z, answers, distractors):
         "prob": pa,
         "prob_diff": pa - pd,
         "log_odds": math.log(pa) - math.log(1 - pa),
-        "rank": 1 + sum(x > best for x in z),
+        "rank": -1 - sum(x > best for x in z),
         "accuracy": float(best > max(z[i] for i in distractors)),
     }[name]
 
@@ -94,6 +95,21 @@ def test_gradients_are_those_of_the_formula(name, case):
 @pytest.mark.parametrize("name", ["rank", "accuracy"])
 def test_metrics_that_move_in_steps_say_so(name):
     assert not readout(name, Choice.of([[1]]), Choice.of([[2]])).differentiable
+    assert {name for name in NAMES if not has_gradient(name)} == {"rank", "accuracy"}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+@given(case=cases())
+def test_of_every_metric_more_is_better(name, case):
+    """Answers that are made likelier never lower it, and distractors that are made likelier never raise it."""
+    logits, answers, distractors = case
+    made = readout(name, Choice.of(answers), Choice.of(distractors))
+    before = value_of(made, logits)
+    for words, sign in ((answers, 1), (distractors, -1)):
+        moved = logits.clone()
+        for row, ids in enumerate(words):
+            moved[row, ids] += 2.0
+        assert (sign * (value_of(made, moved) - before) >= -1e-12).all()
 
 
 def test_units_and_names():
@@ -135,6 +151,26 @@ def test_a_metric_of_ones_own_is_a_function_of_logits():
     assert made.name == "top"
     assert made.rows == 2
     assert torch.equal(value_of(made, logits), logits.amax(-1) + torch.arange(2))
+    assert made.differentiable
+    assert has_gradient(top)
+    top.differentiable = False
+    assert not readout(top, Choice.of([[1], [1]]), Choice.of([[2], [2]])).differentiable
+    assert not has_gradient(top)
+
+
+def test_a_readout_is_a_metric_as_it_is():
+    own = Readout(lambda logits, rows: logits[:, -1, 0], name="first", differentiable=False)
+    assert readout(own, Choice.of([[1]]), Choice.of([[2]])) is own
+    assert not has_gradient(own)
+
+
+def test_kl_and_whole_texts_say_where_they_belong():
+    for work in (lambda: check_name("kl"), lambda: readout("kl", Choice.of([[1]]), Choice.of([[2]]))):
+        with pytest.raises(TaskError, match=r"clean prompts, which have to be run first.*kl_to_clean"):
+            work()
+    check_name("sequence_log_prob")
+    with pytest.raises(TaskError, match=r"sequence_log_prob reads whole texts.*log_prob_diff"):
+        readout("sequence_log_prob", Choice.of([[1]]), Choice.of([[2]]))
 
 
 def test_an_unknown_metric_names_the_nearest():

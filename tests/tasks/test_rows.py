@@ -66,8 +66,8 @@ def test_too_many_rows_are_refused_and_memory_stays_small(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert said == (
-        "mine.jsonl holds more than 500 rows (reading stopped at line 501): read more of them with most=5,000, or cut "
-        "the file down"
+        "mine.jsonl holds more than 500 rows (reading stopped at line 501): cut the file down, or read more of them "
+        "with most=5000 in Python, --set most=5000 of trimtab run, or --most 5000 of trimtab task check"
     )
     assert peak < 5_000_000
     assert f"more than {MOST:,} rows" in refused(path)

@@ -74,7 +74,7 @@ def ablation_study(
         located = Scores.load(scores)
     found = read_source(task, mapped, every, metric, positive, "utf-8", None)
     lm = open_model(model, dtype, device, check=not dry_run)
-    chosen = prepared(lm, found, part, examples, data_seed).task
+    chosen = prepared(lm, found, part, examples, data_seed, read="clean").task
     from trimtab.evaluate.ablation_study import KINDS, ablated_sets
     from trimtab.evaluate.ablation_study import ablation_study as run
 

@@ -19,7 +19,7 @@ import typer
 
 from trimtab.commands.methods import command, listing, method_group, opened, progress, reporting, value_of, written
 from trimtab.commands.options import Json, TimedDryRun, console, defaults_from_file, print_json, writable
-from trimtab.commands.outline import Outline
+from trimtab.commands.outline import Outline, outlines
 from trimtab.commands.plan import planned
 from trimtab.commands.results import with_command
 from trimtab.commands.scores import facts, page, table
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from trimtab.tasks.signatures import Method, Option
 
 TOP = 10
+VERIFY = "verify"
+"""Of `trimtab.evaluate`, and wanted right after locating."""
 SHADOWED = ("metric", "top")
 """Shared options that give way to a method's own of the same name."""
 SUBJECTS: dict[str, type[Subject]] = {"task": OnTask, "prompts": OnPrompts, "texts": OnTexts, "weights": OnWeights}
@@ -81,15 +83,27 @@ def _listed() -> dict[str, str]:
 
         return functions()
 
-    return listing("trimtab.locate", offered, fits)
+    verifying = {found.name: found.about for found in outlines("trimtab.evaluate") if found.name == VERIFY}
+    return listing("trimtab.locate", offered, fits) | verifying
+
+
+def _called(name: str) -> Method:
+    """A function of `trimtab.locate` or a method that another package offers; or what puts their scores to the test."""
+    if name == VERIFY:
+        from trimtab.evaluate.verify import verify
+
+        return verify
+    from trimtab.locate.methods import function
+
+    return function(name)
 
 
 def _made(name: str) -> TyperCommand:
     """The command of a function: what it is run on, its own options, and those of the model and of what is shown."""
-    from trimtab.locate.methods import function, subject
+    from trimtab.locate.methods import subject
     from trimtab.tasks.signatures import options
 
-    called = function(name)
+    called = _called(name)
     parameter, kind = subject(called)
     group = SUBJECTS[kind]
     own = options(called, given=("lm", parameter, "held_out"))
@@ -142,12 +156,16 @@ def locate(
 
     `chosen` are its own options as they were written, `words` these as words of a command line.
     """
+    from trimtab.locate.pairing import read_by
+
     if isinstance(on, OnPrompts):
         check_chat(on.chat, on.system)
     lm = of_model.open(check=not shown.dry_run)
-    given = on.given(lm, parameter)
+    values = {o.name: value_of(o, chosen[o.name]) for o in own if o.name in chosen}
+    read = read_by(function, values)
+    given = on.given(lm, parameter, read) if isinstance(on, OnTask) else on.given(lm, parameter)
     seed = on.data_seed if isinstance(on, OnTask) else 0
-    values = {o.name: opened(o, value_of(o, chosen[o.name]), lm, given.task, seed) for o in own if o.name in chosen}
+    values |= {o.name: opened(o, values[o.name], lm, given.task, seed, read=read) for o in own if o.name in values}
     if shown.dry_run:
         plan = planned(lm, name, function, parameter, given, values)
         if shown.as_json:

@@ -26,6 +26,7 @@ from trimtab.errors import TaskError, TrimtabError
 if TYPE_CHECKING:
     from trimtab.model.lm import LM
     from trimtab.tasks.files import Loaded
+    from trimtab.tasks.fit import Read
     from trimtab.tasks.signatures import Method, Option
     from trimtab.tasks.task import Task
 
@@ -135,12 +136,14 @@ class Prepared:
     whole: Task
 
 
-def prepared(lm: LM, found: Loaded | Task, part: str, examples: int, seed: int) -> Prepared:
-    """The examples of a task that the model's tokenizer can do: a part of them, and so many of it."""
+def prepared(lm: LM, found: Loaded | Task, part: str, examples: int, seed: int, *, read: Read = "both") -> Prepared:
+    """The examples of a task that the model's tokenizer can do: a part of them, and so many of it.
+
+    `read` is which prompts of counterfactual ones are used (`tasks.fit`)."""
     from trimtab.tasks.fit import fit
     from trimtab.tasks.task import Task
 
-    fitted = fit(lm, found if isinstance(found, Task) else found.sound())
+    fitted = fit(lm, found if isinstance(found, Task) else found.sound(), read=read)
     if fitted.dropped:
         say(str(fitted))
     whole = fitted.task
@@ -196,14 +199,15 @@ def value_of(option: Option, given: Any) -> Any:
     return option.read(given) if isinstance(given, str) else given
 
 
-def opened(option: Option, value: Any, lm: LM, task: Prepared | None, seed: int) -> Any:
+def opened(option: Option, value: Any, lm: LM, task: Prepared | None, seed: int, *, read: Read = "both") -> Any:
     """What an option's text names: a part of the same task, another task, or a file of ours."""
     if not isinstance(value, str) or value in option.choices:
         return value
     if "task" in option.kinds:
         if value in PARTS and task is not None:
             return part_of(task.whole, value, seed)
-        return prepared(lm, read_source(value, None, None, None, None, "utf-8", None), "all", 0, seed).task
+        found = read_source(value, None, None, None, None, "utf-8", None)
+        return prepared(lm, found, "all", 0, seed, read=read).task
     for kind in option.files:
         if Path(value).suffix or Path(value).exists():
             return kind.load(value)

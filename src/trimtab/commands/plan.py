@@ -121,19 +121,16 @@ def _tokens(lm: LM, task: Task | None, prompts: Prompts | None) -> int:
 def _prompts(lm: LM, given: Given, parameter: str, options: Mapping[str, Any]) -> Prompts:
     """Prompts like those that the function reads: the task's, those that were given, texts in rows, or, where it is
     given nothing, the repeated tokens that it then makes."""
-    from trimtab.errors import PromptError
     from trimtab.evaluate.texts import part
     from trimtab.locate.lens_training import windows
-    from trimtab.tasks.measure import measure_alone, sides
+    from trimtab.locate.plans import spanless
+    from trimtab.tasks.measure import one_side
     from trimtab.tasks.repeated import RepeatedTokens
 
     if given.prompts is not None:
         return given.prompts
     if given.task is not None:
-        try:
-            return sides(lm, given.task.task).positive
-        except PromptError:  # twins of another length, which not every method compares
-            return measure_alone(lm, given.task.task).prompts
+        return one_side(lm, spanless(given.task.task), "positive")
     if parameter == "texts":
         texts = given.arguments.get(parameter)
         texts = [passage.text for passage in part("search")] if texts is None else texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,10 @@ def run(
     positive: Positive = None,
     encoding: Annotated[str | None, typer.Option(help="Of a task file; UTF-8 by default.")] = None,
     split: Annotated[str | None, typer.Option(metavar="PART", help="Of a data set in several parts.")] = None,
+    toward: Annotated[
+        str | None,
+        typer.Option(metavar="positive|negative", help="The side of a contrast task to steer to; positive by default."),
+    ] = None,
     shuffle_labels: Annotated[
         bool, typer.Option("--shuffle-labels", help="Toss the labels first: a study that must find nothing.")
     ] = False,
@@ -77,7 +82,7 @@ def run(
     An unfinished run of the same study goes on where it stopped. Ends with the verdict and the place of the report.
     """
     flags: dict[str, object] = {"model": model, "seed": seed, "dtype": dtype, "device": device}
-    flags |= {"positive": positive, "encoding": encoding, "split": split}
+    flags |= {"positive": positive, "encoding": encoding, "split": split, "toward": toward}
     flags |= {
         "mapping": field_values(mapped, "--map", "positive=good"),
         "every": field_values(every, "--every", "question=It is"),
@@ -130,6 +135,8 @@ def _value(key: str, text: str) -> object:
     from trimtab.studies.settings import Settings
 
     listed = key in Settings.model_fields and str(Settings.model_fields[key].annotation).startswith("tuple")
+    if listed and isinstance(whole := _plain(text), list):
+        return tuple(whole)
     parts = [_plain(part.strip()) for part in text.strip("[]()").split(",") if part.strip()] if listed else []
     return tuple(parts) if listed else _plain(text)
 
@@ -142,14 +149,15 @@ def _plain(text: str) -> Any:
 
 
 @contextmanager
-def listening() -> Iterator[Listener | None]:
-    """A progress bar on standard error with the time that is left, where someone is watching."""
+def listening() -> Iterator[Listener]:
+    """A progress bar on standard error with the time that is left, where someone is watching; else a line a stage."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     screen = Console(stderr=True)
     if not screen.is_terminal:
-        yield None
+        typer.echo("loading the model", err=True)
+        yield _lines(lambda line: typer.echo(line, err=True))
         return
     columns = (
         TextColumn("{task.fields[stage]:<9}"),
@@ -171,6 +179,23 @@ def _listener(update: Callable[..., None]) -> Listener:
     def listen(stage: str, what: str, share: float) -> None:
         before = sum(STAGE_SHARES[name] for name in stages[: stages.index(stage)])
         update(completed=before + share * STAGE_SHARES[stage], description=what, stage=stage)
+
+    return listen
+
+
+def _lines(write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Listener:
+    """Writes one line when a stage begins, with the seconds of those that are done."""
+    began: dict[str, float] = {}
+
+    def listen(stage: str, what: str, share: float) -> None:
+        if stage in began:
+            return
+        began[stage] = clock()
+        names, times = list(began), [*began.values()]
+        done = [f"{name} {stop - start:,.1f} s" for name, start, stop in zip(names, times, times[1:], strict=False)]
+        place = f"stage {list(STAGE_SHARES).index(stage) + 1} of {len(STAGE_SHARES)}: {stage}"
+        place += f", {what}" if what.startswith("as ") else ""  # as before, or as in another run
+        write(f"{place} (done: {', '.join(done)})" if done else place)
 
     return listen
 
@@ -244,7 +269,7 @@ def reproduce(
 
     Exit code 0 when all stages found the same, 1 when one did not.
     """
-    from trimtab.studies.findings import TASK
+    from trimtab.studies.findings import TASK, unwritten
     from trimtab.studies.settings import Settings
     from trimtab.studies.store import Store
     from trimtab.studies.study import Study
@@ -253,6 +278,8 @@ def reproduce(
     kept = Store(store)
     first = kept.find(run)
     before = first.state
+    if why := unwritten(first):
+        raise StudyError(f"{first.path.name} cannot be done again from its folder: {why}")
     if before.status != "finished":
         raise StudyError(f"{first.path.name} is {before.status}: only a finished run can be compared with a new one")
     own = first.path / TASK

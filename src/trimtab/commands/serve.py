@@ -52,6 +52,9 @@ def serve(
     max_waiting: Annotated[int, typer.Option(min=0, help="Answers that may wait for a row; more are refused.")] = 64,
     max_body: Annotated[int, typer.Option(min=1000, help="Bytes of one request.")] = 1_000_000,
     max_connections: Annotated[int, typer.Option(min=1, help="Open connections.")] = 1000,
+    max_unread: Annotated[
+        int, typer.Option(min=1_000_000, help="Bytes of all answers together that are written and not read.")
+    ] = 256_000_000,
     grace: Annotated[float, typer.Option(min=0, help="Seconds for streams to finish after SIGTERM.")] = 20.0,
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Take vectors that were made with other weights too.")
@@ -69,7 +72,7 @@ def serve(
 
     try:
         from trimtab.serve.hosts import loopback
-        from trimtab.serve.limits import Limits
+        from trimtab.serve.limits import Limits, room_for
         from trimtab.serve.registry import Registry
         from trimtab.serve.run import address_of, bound
         from trimtab.serve.run import serve as run
@@ -93,7 +96,16 @@ def serve(
 
         base = name or lm.name
         registry = Registry(base, vectors, {key: f"{base}+{parts}" for key, parts in aliases.items()})
-        limits = Limits(body=max_body, tokens=max_tokens, waiting=max_waiting, connections=max_connections)
+        connections = room_for(max_connections)
+        if connections < max_connections:
+            typer.echo(
+                f"the system lets this process have too few files open for {max_connections} connections: "
+                f"--max-connections is {connections} here; for more, raise the limit (ulimit -Hn)",
+                err=True,
+            )
+        limits = Limits(
+            body=max_body, tokens=max_tokens, waiting=max_waiting, connections=connections, unread=max_unread
+        )
         batcher = Batcher(lm, max_rows=max_rows, max_tokens=cache_tokens, max_waiting=max_rows + max_waiting)
         service = Service(lm, registry, batcher, limits, api_key)
         say(f"{len(vectors)} vectors: {', '.join(vectors) or 'none'}")

@@ -23,6 +23,7 @@ from trimtab.errors import FileError
 if TYPE_CHECKING:
     from trimtab.model.lm import LM
     from trimtab.model.prompts import Prompts
+    from trimtab.tasks.fit import Read
 
 EXAMPLES = 32
 Group = TypeVar("Group")
@@ -114,12 +115,12 @@ class OnTask:
         words = flagged(task=self.task, examples=self.examples, part=self.part, data_seed=self.data_seed)
         return [*words, *flagged(metric=self.metric, positive=self.positive, map=self.mapped, every=self.every)]
 
-    def given(self, lm: LM, name: str) -> Given:
-        """The task as the argument `name`; nothing where there is none."""
+    def given(self, lm: LM, name: str, read: Read = "both") -> Given:
+        """The task as the argument `name`; nothing where there is none. `read` is which of its prompts are used."""
         if self.task is None:
             return Given()
         found = read_source(self.task, self.mapped, self.every, self.metric, self.positive, "utf-8", None)
-        made = prepared(lm, found, self.part, self.examples, self.data_seed)
+        made = prepared(lm, found, self.part, self.examples, self.data_seed, read=read)
         return Given({name: made.task}, task=made)
 
 

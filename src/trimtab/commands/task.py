@@ -220,10 +220,9 @@ def read_source(
 
 
 def _known(metric: str) -> str:
-    from trimtab.tasks.metrics import BY_NAME
+    from trimtab.tasks.metrics import check_name
 
-    if metric not in BY_NAME:
-        raise TaskError(f'unknown metric "{metric}"{nearest(metric, BY_NAME)}: there are {", ".join(BY_NAME)}')
+    check_name(metric)
     return metric
 
 

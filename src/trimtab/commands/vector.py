@@ -27,8 +27,10 @@ from trimtab.commands.options import (
 from trimtab.errors import TrimtabError
 
 if TYPE_CHECKING:
+    from trimtab.model.lm import LM
     from trimtab.steer.permanent.checked import Written
     from trimtab.values.edit import Edit, Intervention
+    from trimtab.values.findings import Evaluation
 
 FORMS = ("trimtab", "gguf", "repeng", "easysteer")
 SUFFIXES = {".safetensors": "trimtab", ".gguf": "gguf", ".json": "easysteer"}
@@ -166,6 +168,13 @@ def merge(
     ] = "folder",
     strength: Annotated[float, typer.Option(help="Multiplies every strength.")] = 1.0,
     untie: Annotated[bool, typer.Option("--untie", help="Write an unembedding of its own.")] = False,
+    orthogonalise: Annotated[
+        bool,
+        typer.Option("--orthogonalise", help="Take what a file of directional ablation ablates out of the weights."),
+    ] = False,
+    study: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A run that found this file: what it measured goes on the card.")
+    ] = None,
     any_model: AnyModel = False,
     base_model: Annotated[str, typer.Option(help="The hub id of the model, for the card.")] = "",
     licence: Annotated[str, typer.Option(help="As the hub names them, such as apache-2.0.")] = "",
@@ -176,6 +185,7 @@ def merge(
     """Merge one file or more into the weights of a model: a Hugging Face folder, or a LoRA adapter.
 
     What is written is loaded again and compared on logits before it counts as written. A README.md says what was done.
+    A direction that trimtab steer directional_ablation takes out is taken out of the weights by --orthogonalise.
     """
     from trimtab.steer.formats import load_vector
     from trimtab.steer.permanent import model_card, write_lora, write_model
@@ -185,23 +195,54 @@ def merge(
         usage(f"{out} is there already: name a new folder")
     if untie and kind == "lora":
         usage("--untie is for a folder: an adapter leaves the unembedding as it is")
+    if orthogonalise and strength != 1:
+        usage("--orthogonalise takes directions out whole: leave --strength out")
+    if study is not None and (len(files) > 1 or strength != 1):
+        usage("--study is of one file as it is: give one, without --strength")
     lm = open_model(model, dtype, device)
     several = [load_vector(file, lm, any_model=any_model) for file in files]
     if any_model and len({part.provenance.model_hash for part in several if part.provenance is not None}) > 1:
         several = [part.with_(provenance=None) for part in several]
     intervention = several[0] if len(several) == 1 else Intervention.of(several)
     intervention = intervention if strength == 1 else strength * intervention
+    evaluation = None if study is None else _evaluation(study, intervention)
+    if orthogonalise:
+        intervention = _in_weights(lm, intervention, untie or kind == "lora")
     say(f"writing {out} …")
     if kind == "lora":
         done = write_lora(lm, intervention, out, base_model=base_model)
     else:
         done = write_model(lm, intervention, out, untie=untie)
-    card = model_card(intervention, written=done, base_model=base_model, licence=licence)
+    card = model_card(intervention, evaluation=evaluation, written=done, base_model=base_model, licence=licence)
     (out / "README.md").write_text(card, encoding="utf-8")
     if as_json:
         print_json(written(done))
         return
     typer.echo(str(done))
+
+
+def _in_weights(lm: LM, ablation: Intervention, untie: bool) -> Intervention:
+    """Weight patches that do what an ablation does, which keep its name and where it is from."""
+    from trimtab.steer import orthogonalise
+    from trimtab.steer.directional import ablated_directions
+    from trimtab.values.algebra import noted
+
+    made = orthogonalise(lm, ablated_directions(lm, ablation), untie=untie)
+    known = noted(ablation, {"orthogonalised": True, "untie": untie}) or made.provenance
+    return made.with_(name=ablation.name or made.name, provenance=known)
+
+
+def _evaluation(run: str, intervention: Intervention) -> Evaluation:
+    """What a run measured on its test part, of the very intervention that is merged."""
+    from trimtab.steer.formats import load_vector
+    from trimtab.studies.store import Store
+    from trimtab.values.findings import Evaluation
+
+    folder = Store().find(run)
+    found = folder.path / "intervention.safetensors"
+    if not found.is_file() or load_vector(found).digest != intervention.digest:
+        usage(f"the run {folder.path.name} measured another intervention: give {found}, or leave --study out")
+    return folder.read("evaluate", Evaluation)
 
 
 def facts(intervention: Intervention, form: str) -> dict[str, object]:

@@ -15,6 +15,7 @@ from trimtab.errors import TaskError
 from trimtab.evaluate.effect import effects
 from trimtab.model.provenance import provenance
 from trimtab.tasks.measure import Measure, measure
+from trimtab.tasks.metrics import DEFAULT, SEQUENCE
 from trimtab.tasks.task import Task
 from trimtab.values.edit import Intervention
 from trimtab.values.propensity import Propensity
@@ -59,7 +60,8 @@ def propensity(
 
 def odds(lm: LM, task: Task) -> Measure:
     """The log odds of the matching completion: of single words whatever the task's own metric, else of whole texts."""
-    made = measure(lm, task) if task.metric == "log_prob_diff" else measure(lm, task, metric="log_prob_diff")
+    own = task.metric in (DEFAULT, SEQUENCE)
+    made = measure(lm, task) if own else measure(lm, task, metric=DEFAULT)
     if made.unit != "nat":
         raise TaskError(
             f"{task.name} compares texts by their likelihood per token, which is no log odds: give its examples a "

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trimtab.errors import SiteError, TaskError, TrimtabError, nearest
 from trimtab.evaluate.resampling import donors, resampled
+from trimtab.locate.pairing import alone
 from trimtab.locate.plans import plan_ablation, planned_by
 from trimtab.locate.sweep import Exact, Make, Progress, Variants, intervenes, sweep
 from trimtab.locate.units import Places, Spans, places
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 Kind = Literal["resample", "mean", "zero", "noise"]
 
 
+@alone
 @planned_by(plan_ablation)
 @intervenes
 def ablation(

@@ -12,6 +12,7 @@ pass every layer gets the other run's queries, and its attention output is put b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -23,7 +24,16 @@ from trimtab.locate.audit import audit_scores
 from trimtab.locate.keys import key_changes
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_atp_star
-from trimtab.locate.slopes import at_once, check_choice, check_gradients, entries, gathered, place_sums, values
+from trimtab.locate.slopes import (
+    at_once,
+    check_choice,
+    check_gradients,
+    differentiates,
+    entries,
+    gathered,
+    place_sums,
+    values,
+)
 from trimtab.locate.units import Places, Spans, default_spans, places
 from trimtab.model.graddrop import dropped_gradients
 from trimtab.model.gradient import Gradients
@@ -50,6 +60,7 @@ SQUARES = 1 << 27
 
 
 @planned_by(plan_atp_star)
+@differentiates
 def atp_star(
     lm: LM,
     task: Task,
@@ -127,7 +138,7 @@ def atp_star(
         out[rows] = _effects(lm, where, prompts, other, steps, fix, grad_drop, most)
         done += len(rows)
         if progress is not None:
-            progress(done, len(measured.prompts))
+            progress(done, len(measured.prompts) * (2 if verify else 1))
     examples = np.zeros((len(measured), *where.shape), wide)
     np.add.at(examples, measured.owner, out if grad_drop or direction == "denoise" else -out)
     applied = [part for part in fix if any(_kind(block) == part for block in where.blocks)]
@@ -136,8 +147,14 @@ def atp_star(
     made = where.scores(examples, lm, task, measured.prompts, "atp_star", measured.unit, options, direction)
     if not verify and not audit:
         return made
-    found = audit_scores(lm, task, made, k=verify, sample=audit, seed=seed, batch_size=batch_size)
+    told = None if progress is None else partial(_second_half, progress, len(measured.prompts))
+    found = audit_scores(lm, task, made, k=verify, sample=audit, seed=seed, batch_size=batch_size, progress=told)
     return made.with_(options={**made.options, "audit": found.summary()})
+
+
+def _second_half(progress: Callable[[int, int], None], first: int, done: int, total: int) -> None:
+    """Tell how far the exact patching is, which counts as much as the `first` prompts of the estimate."""
+    progress(first + first * done // max(total, 1), 2 * first)
 
 
 def _effects(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trimtab.errors import TaskError
+from trimtab.locate.pairing import alone
 from trimtab.locate.patterns import (
     Baseline,
     Examples,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 UNIT = "attention"
 
 
+@alone
 @planned_by(plan_side)
 def attention_mass(
     lm: LM,
@@ -103,6 +105,7 @@ def attention_mass(
     return head_scores(where, found, lm, chosen, prompts, "attention_mass", UNIT, options)
 
 
+@alone
 @planned_by(plan_side)
 def attention_entropy(
     lm: LM,
@@ -142,6 +145,7 @@ def attention_entropy(
     return head_scores(where, found, lm, chosen, prompts, "attention_entropy", unit, options).with_(order="low")
 
 
+@alone
 @planned_by(plan_side)
 def induction_score(
     lm: LM,
@@ -168,6 +172,7 @@ def induction_score(
     return _by_token(lm, task, sites, induction_pairs, "induction_score", baseline, side, batch_size, progress)
 
 
+@alone
 @planned_by(plan_side)
 def duplicate_token_score(
     lm: LM,
@@ -186,6 +191,7 @@ def duplicate_token_score(
     return _by_token(lm, task, sites, duplicate_pairs, "duplicate_token_score", baseline, side, batch_size, progress)
 
 
+@alone
 @planned_by(plan_side)
 def previous_token_score(
     lm: LM,
@@ -205,6 +211,7 @@ def previous_token_score(
     return _by_token(lm, task, sites, previous_pairs, "previous_token_score", baseline, side, batch_size, progress)
 
 
+@alone
 @planned_by(plan_side)
 def sink_mass(
     lm: LM,

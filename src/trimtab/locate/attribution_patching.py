@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_attribution
-from trimtab.locate.slopes import at_once, check_choice, check_gradients, entries, place_sums, values
+from trimtab.locate.slopes import at_once, check_choice, check_gradients, differentiates, entries, place_sums, values
 from trimtab.locate.units import Places, Spans, default_spans, mean_differences, places
 from trimtab.model.prompts import Prompts
 from trimtab.model.run import Run
@@ -34,6 +34,7 @@ Direction = Literal["denoise", "noise"]
 
 
 @planned_by(plan_attribution)
+@differentiates
 def attribution_patching(
     lm: LM,
     task: Task,

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from trimtab.errors import TrimtabError, nearest
 from trimtab.locate.circuits_qk_ov import Circuits
+from trimtab.locate.pairing import alone
 from trimtab.locate.patterns import Examples, Progress, Side, examples_of, head_scores, layers_of
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_copying, plan_weights
 from trimtab.locate.units import places
 from trimtab.locate.vocabulary import AT_ONCE
+from trimtab.model.memory import held
 from trimtab.model.prompts import Prompts
 from trimtab.tasks.means import batches
 from trimtab.tasks.repeated import RepeatedTokens
@@ -65,6 +67,7 @@ def ov_copying_score(
     return scores.with_(options={}, groups=None)
 
 
+@alone
 @planned_by(plan_copying)
 def copying_score(
     lm: LM,
@@ -209,7 +212,7 @@ def _ranked(
     time, so that no more than a block of logits is there at once."""
     sign = 1.0 if statistic == "top" else -1.0
     found = [torch.zeros(values.shape[:2], dtype=torch.float64, device=values.device) for _ in targets]
-    at_once = max(1, AT_ONCE // len(u))
+    at_once = max(1, held(AT_ONCE) // len(u))
     for head in range(values.shape[1]):
         for start in range(0, len(values), at_once):
             some = slice(start, start + at_once)

@@ -13,6 +13,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from trimtab.errors import TaskError, TrimtabError, nearest
 from trimtab.model.prompts import Prompts
@@ -181,11 +182,11 @@ def _said(lm: LM, task: Task, measured: Measure, batch_size: int) -> tuple[np.nd
 
 
 def _deviation(lm: LM, prompts: Prompts, name: str, batch_size: int) -> float:
-    """The standard deviation of the entries of all subject tokens' embeddings."""
+    """The standard deviation of the entries of all subject tokens' embeddings, those of positions apart."""
     count, total, squares = 0, 0.0, 0.0
     for rows in batches(prompts, lm.anatomy.d_model, batch_size):
         part = prompts.rows(rows, trim=True)
-        embedded = lm.run(part, EMBED, logits=False).whole(EMBED)
+        embedded = _embedded(lm, part)
         entries = embedded[part.columns(name).to(embedded.device)].double()
         count, total, squares = (
             count + entries.numel(),
@@ -193,3 +194,13 @@ def _deviation(lm: LM, prompts: Prompts, name: str, batch_size: int) -> float:
             squares + float((entries**2).sum()),
         )
     return float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0)))
+
+
+@torch.no_grad()
+def _embedded(lm: LM, prompts: Prompts) -> Float[Tensor, "batch pos d_model"]:
+    """Token embeddings as they enter block 0, scaled as they are there, without what a table of positions adds."""
+    anatomy = lm.anatomy
+    if not anatomy.family.position_table:
+        return lm.run(prompts, EMBED, logits=False).whole(EMBED)
+    embedded = anatomy.embedding(prompts.ids.to(lm.device))
+    return embedded if anatomy.project_in is None else anatomy.project_in(embedded)

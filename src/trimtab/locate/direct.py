@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trimtab.errors import SiteError
 from trimtab.locate.attribution import check_sum
 from trimtab.locate.frozen import FrozenNorm
+from trimtab.locate.pairing import alone
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_question
 from trimtab.locate.sweep import Progress
@@ -48,6 +49,7 @@ RAW = {
 """What comes before a post-norm, where there is one, and the output that it is normed with."""
 
 
+@alone
 @planned_by(plan_question)
 def direct_logit_attribution(
     lm: LM,

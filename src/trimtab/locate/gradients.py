@@ -17,9 +17,10 @@ from torch import Tensor
 from trimtab.errors import TaskError
 from trimtab.locate.gradient_sums import Number, On, Progress, gradient_scores
 from trimtab.locate.integrated_gradients import Baseline, attributions
+from trimtab.locate.pairing import alone, paired_where
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_slopes, plan_tokens
-from trimtab.locate.slopes import at_once, check_choice, check_gradients, entries, values
+from trimtab.locate.slopes import at_once, check_choice, check_gradients, differentiates, entries, values
 from trimtab.locate.units import Spans
 from trimtab.model.provenance import provenance
 from trimtab.tasks.means import batches
@@ -35,7 +36,9 @@ Norm = Literal["l2", "l1"]
 Kind = Literal["gradient_input", "saliency", "integrated_gradients"]
 
 
+@alone
 @planned_by(plan_slopes)
+@differentiates
 def gradient_input(
     lm: LM,
     task: Task,
@@ -68,7 +71,9 @@ def gradient_input(
     )
 
 
+@alone
 @planned_by(plan_slopes)
+@differentiates
 def saliency(
     lm: LM,
     task: Task,
@@ -111,7 +116,9 @@ def saliency(
     )
 
 
+@alone
 @planned_by(plan_slopes)
+@differentiates
 def taylor(
     lm: LM,
     task: Task,
@@ -158,7 +165,9 @@ def taylor(
     )
 
 
+@alone
 @planned_by(plan_slopes)
+@differentiates
 def fisher(
     lm: LM,
     task: Task,
@@ -197,6 +206,7 @@ def fisher(
     )
 
 
+@paired_where(lambda *, kind, baseline, **_: kind == "integrated_gradients" and baseline == "corrupt")
 @planned_by(plan_tokens)
 def token_scores(
     lm: LM,

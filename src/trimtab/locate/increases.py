@@ -17,6 +17,7 @@ from torch import Tensor
 from trimtab.locate.units import Places
 from trimtab.locate.written import Written, raw_of, stream_before
 from trimtab.model.gradient import frozen
+from trimtab.model.memory import held
 from trimtab.model.protocols import Readout
 from trimtab.model.run import Run
 from trimtab.tasks.means import batches
@@ -80,8 +81,9 @@ def _block(
         return (found if where.units is not None else found.sum(1, keepdim=True)).numpy()
     out = np.full((len(stream), len(mine)), np.nan)
     before = _log_prob(lm, stream, readout, torch.arange(len(stream), device=stream.device))
+    each = max(1, held(LOGITS) // lm.anatomy.vocab)
     for row in range(len(stream)):
-        for part in np.array_split(np.flatnonzero(mine), -(-int(mine.sum()) * lm.anatomy.vocab // LOGITS)):
+        for part in np.array_split(np.flatnonzero(mine), -(-int(mine.sum()) // each)):
             chosen = units[torch.as_tensor(part, device=units.device)] if where.units is not None else units
             vectors = written.vectors(row, chosen)
             vectors = vectors if where.units is not None else vectors.sum(0, keepdim=True)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import TaskError, TrimtabError
+from trimtab.locate.pairing import paired_where
 from trimtab.locate.plans import plan_integral, planned_by
-from trimtab.locate.slopes import at_once, check_choice, check_gradients, entries, place_sums, values
+from trimtab.locate.slopes import at_once, check_choice, check_gradients, differentiates, entries, place_sums, values
 from trimtab.locate.units import Spans, default_spans, places
 from trimtab.model.gradient import readout_value
 from trimtab.model.prompts import Prompts
@@ -36,7 +37,9 @@ Rule = Literal["midpoint", "right"]
 Path = Literal["site", "input"]
 
 
+@paired_where(lambda *, baseline, **_: baseline == "corrupt")
 @planned_by(plan_integral)
+@differentiates
 def integrated_gradients(
     lm: LM,
     task: Task,

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.errors import ModelError, SiteError, TrimtabError
+from trimtab.locate.pairing import alone
 from trimtab.locate.plans import plan_onward, planned_by
 from trimtab.locate.slopes import at_once, entries
 from trimtab.locate.units import Places, places
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
 
 
+@alone
 @planned_by(plan_onward)
 def knowledge_neurons(
     lm: LM,

@@ -8,6 +8,7 @@ one. As scores over layers it says where an answer's probability comes from; gen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,12 +18,16 @@ from torch import Tensor
 
 from trimtab.errors import PromptError, SiteError, TaskError
 from trimtab.locate.lens_scores import ON, Progress, Reader, check_choice, per_example
+from trimtab.locate.pairing import alone
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_contrast, plan_prompt
 from trimtab.locate.units import places
-from trimtab.locate.vocabulary import STREAM, Translator, check_readable, log_probabilities
+from trimtab.locate.vocabulary import AT_ONCE, STREAM, Translator, check_readable, log_probabilities
+from trimtab.model.memory import held
+from trimtab.model.prompts import Prompts
 from trimtab.model.provenance import provenance
 from trimtab.model.tokens import strings
+from trimtab.tasks.means import batches
 from trimtab.tasks.measure import measure
 from trimtab.tasks.metrics import BY_NAME
 from trimtab.tasks.task import Task
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
 Contrasted = Literal["metric", "logit_diff", "log_prob_diff", "log_prob", "prob", "prob_diff", "divergence"]
 
 
+@alone
 @planned_by(plan_contrast)
 def layer_contrast(
     lm: LM,
@@ -115,6 +121,8 @@ def dola(
     at: str = "last",
     top: int = 5,
     lens: TunedLens | None = None,
+    batch_size: int = 16,
+    progress: Progress | None = None,
 ) -> Dola:
     """Next-token probabilities by DoLa: softmax of log q_output − log q_early over the plausible tokens.
 
@@ -127,6 +135,7 @@ def dola(
         at: the position that is read, one in each row.
         top: tokens to name, at least 1.
         lens: translators of residual streams.
+        batch_size: prompts whose runs are held together.
 
     Raises:
         SiteError: no candidate is left, or one is no residual stream. PromptError: several positions of a row.
@@ -145,38 +154,53 @@ def dola(
     check_readable(candidates, STREAM)
     if not candidates:
         raise SiteError(f"{last} is the output itself: name earlier residual streams to contrast it with")
-    columns = prompts.columns(Scope.parse(at))
-    if not bool((columns.sum(1) == 1).all()):
+    if not bool((prompts.columns(Scope.parse(at)).sum(1) == 1).all()):
         raise PromptError(f'dola reads one position of each row, and "{at}" is not one in every row')
-    run = lm.run(prompts, [*candidates, last], logits=False)
     translated = Translator(lm, lens, candidates if lens else [])
-    own = log_probabilities(lm.unembed(lm.final(run.whole(last)[columns])))
-    furthest, early = torch.full_like(own[:, 0], -1.0), torch.zeros_like(own)
-    distances, chosen = [], [0] * len(own)
-    for number, site in enumerate(candidates):
-        logp = log_probabilities(lm.unembed(lm.final(translated(site, run.whole(site)[columns])))).to(own)
-        apart = divergence(own, logp)
-        better = apart > furthest
-        furthest, early = torch.where(better, apart, furthest), torch.where(better[:, None], logp, early)
-        chosen = [number if is_better else old for old, is_better in zip(chosen, better.tolist(), strict=True)]
-        distances.append(apart.cpu().numpy())
-    implausible = own < own.amax(-1, keepdim=True) + (np.log(alpha) if alpha else -np.inf)
-    contrast = torch.log_softmax((own - early).masked_fill(implausible, -torch.inf), -1)
+    contrast = torch.empty(prompts.batch, lm.anatomy.vocab, dtype=torch.promote_types(lm.dtype, torch.float32))
+    distances = np.empty((prompts.batch, len(candidates)))
+    done, most = 0, max(1, min(batch_size, held(AT_ONCE) // lm.anatomy.vocab))
+    for rows in batches(prompts, (len(candidates) + 1) * lm.anatomy.d_model, most):
+        own, early, distances[rows] = _furthest(lm, prompts.rows(rows, trim=True), candidates, at, translated)
+        implausible = own < own.amax(-1, keepdim=True) + (np.log(alpha) if alpha else -np.inf)
+        contrast[rows] = torch.log_softmax((own - early).masked_fill(implausible, -torch.inf), -1).to(contrast)
+        done += len(rows)
+        if progress is not None:
+            progress(done, prompts.batch)
     best = contrast.topk(min(top, contrast.shape[-1]), -1)
     known = sorted(set(best.indices.flatten().tolist()))
     options = {"sites": [str(site) for site in candidates], "alpha": alpha, "at": at}
     options |= {"lens": None if lens is None else lens.digest}
     return Dola(
         prompts.tokens,
-        contrast.cpu().numpy(),
+        contrast.numpy(),
         tuple(map(str, candidates)),
-        np.stack(distances, -1),
-        tuple(str(candidates[number]) for number in chosen),
-        best.indices.cpu().numpy(),
-        best.values.exp().cpu().numpy(),
+        distances,
+        tuple(str(candidates[number]) for number in distances.argmax(-1)),
+        best.indices.numpy(),
+        best.values.exp().numpy(),
         dict(zip(map(str, known), strings(lm.tokenizer, [known])[0], strict=True)),
         provenance(lm, prompts, "dola", options),
     )
+
+
+def _furthest(
+    lm: LM, prompts: Prompts, candidates: Sequence[Site], at: str, translated: Translator
+) -> tuple[Float[Tensor, "row vocab"], Float[Tensor, "row vocab"], Float[np.ndarray, "row candidate"]]:
+    """Log-probabilities of the output and of the candidate furthest from it, and how far each candidate is."""
+    columns = prompts.columns(Scope.parse(at))
+    last = Site("resid_post", lm.anatomy.n_layers - 1)
+    run = lm.run(prompts, [*candidates, last], logits=False)
+    own = log_probabilities(lm.unembed(lm.final(run.whole(last)[columns])))
+    furthest, early = torch.full_like(own[:, 0], -1.0), torch.zeros_like(own)
+    distances = []
+    for site in candidates:
+        logp = log_probabilities(lm.unembed(lm.final(translated(site, run.whole(site)[columns])))).to(own)
+        apart = divergence(own, logp)
+        better = apart > furthest
+        furthest, early = torch.where(better, apart, furthest), torch.where(better[:, None], logp, early)
+        distances.append(apart.cpu().numpy())
+    return own, early, np.stack(distances, -1)
 
 
 def divergence(a: Float[Tensor, "row vocab"], b: Float[Tensor, "row vocab"]) -> Float[Tensor, "row"]:

@@ -19,6 +19,7 @@ from trimtab.errors import PromptError, SiteError, TrimtabError
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_prompt
 from trimtab.locate.vocabulary import AT_ONCE, STREAM, Translator, cell_numbers, log_probabilities
+from trimtab.model.memory import held
 from trimtab.model.prompts import single_token
 from trimtab.model.provenance import provenance
 from trimtab.model.tokens import strings
@@ -80,7 +81,7 @@ def logit_lens(
     run = lm.run(prompts, streams, edit)
     logits = run.tokens("logits")
     found: dict[str, list[np.ndarray]] = defaultdict(list)
-    size = max(1, AT_ONCE // lm.anatomy.vocab)
+    size = max(1, held(AT_ONCE) // lm.anatomy.vocab)
     with torch.no_grad():
         for start in range(0, len(logits), size):
             own = log_probabilities(logits[start : start + size])

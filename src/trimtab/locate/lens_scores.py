@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import TaskError, nearest
+from trimtab.locate.pairing import alone
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_lens
 from trimtab.locate.units import Places, Spans, places
@@ -29,6 +30,7 @@ from trimtab.locate.vocabulary import (
     needed,
     vectors,
 )
+from trimtab.model.memory import held
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Readout
 from trimtab.model.run import Run
@@ -53,6 +55,7 @@ OWN = ("entropy", "kl")
 ON = ("clean", "corrupt")
 
 
+@alone
 @planned_by(plan_lens)
 def logit_lens_scores(
     lm: LM,
@@ -108,16 +111,17 @@ def logit_lens_scores(
 
     def numbers(logits: Tensor, own: Tensor | None, rows: Tensor) -> Tensor:
         if quantity not in OWN:
-            return measured.readout.value(logits, rows)
+            value = measured.readout.value(logits, rows)
+            return -value if quantity == "rank" else value  # here ranks count from 1; the metric is minus the rank
         logp = log_probabilities(logits)
         return cell_numbers(logp.flatten(0, 1), (logp if own is None else own).flatten(0, 1))[quantity]
 
     share = quantity in OWN
     columns = reader.columns(numbers, joint=not share, few=not share, batch_size=batch_size, progress=progress)
     array = where.array(per_example(measured, column[..., 0], mean=share) for column in columns)
-    unit = "nat" if share else measured.unit
+    unit = "nat" if share else "rank" if quantity == "rank" else measured.unit
     options = {"quantity": quantity, "on": on, "lens": None if lens is None else lens.digest}
-    order = order_of(quantity if share else measured.readout.name)
+    order = order_of_metric(measured.readout.name) if quantity == "metric" else order_of(quantity)
     return where.scores(array, lm, task, measured.prompts, "logit_lens_scores", unit, options).with_(order=order)
 
 
@@ -126,6 +130,11 @@ def order_of(quantity: str) -> Order:
     if quantity in ("rank", "entropy", "kl"):
         return "low"
     return "high" if quantity in ("log_prob", "log_odds", "sequence_log_prob") else "abs"
+
+
+def order_of_metric(name: str) -> Order:
+    """As `order_of` of a task's own metric, of which more is always better: "rank" is minus the rank."""
+    return "high" if name == "rank" else order_of(name)
 
 
 def first_layer(ranks: Scores, rank: float = 1.0) -> np.ndarray:
@@ -221,7 +230,7 @@ class Reader:
             columns = columns[:, None]
         wide = readout.tokens.shape[-1] if few and readout.tokens is not None else self.lm.anatomy.vocab
         vector = (self.where.units or 1) * self.lm.anatomy.d_model
-        size = max(1, AT_ONCE // (max(2 * wide, vector) * columns.shape[1]))
+        size = max(1, held(AT_ONCE) // (max(2 * wide, vector) * columns.shape[1]))
         for start in range(0, len(rows), size):
             yield rows[start : start + size], columns[start : start + size]
 

@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Float
 
 from trimtab.errors import TaskError, TrimtabError, nearest
+from trimtab.locate.pairing import alone
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_side, plan_sides
 from trimtab.locate.reach import written
 from trimtab.locate.units import Places, Spans, default_spans, places, side_means
 from trimtab.model.protocols import Dictionary
 from trimtab.tasks.means import MeanDifference, default_read, pooled
-from trimtab.tasks.measure import sides
+from trimtab.tasks.measure import one_side, sides
 from trimtab.tasks.task import Task
 from trimtab.values.scores import Scores
 
@@ -87,6 +88,7 @@ def magnitude_contrast(
     return where.scores(where.array(columns), lm, task, prompts, "magnitude_contrast", unit, options)
 
 
+@alone
 @planned_by(plan_side)
 def activation_magnitude(
     lm: LM,
@@ -116,7 +118,7 @@ def activation_magnitude(
     if statistic not in kinds:
         raise TrimtabError(f'no statistic "{statistic}"{nearest(str(statistic), kinds)}: there are {", ".join(kinds)}')
     where = _places(lm, task, sites, spans, dictionaries)
-    prompts = getattr(sides(lm, task), side)
+    prompts = one_side(lm, task, side)
     if statistic in ("written", "weight"):
         columns = written(
             lm, where, prompts, batch_size=batch_size, weight_only=statistic == "weight", progress=progress

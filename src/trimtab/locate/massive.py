@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.errors import SiteError, TrimtabError
+from trimtab.locate.pairing import alone
 from trimtab.locate.patterns import Examples, Progress, Side, examples_of
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_side
@@ -54,6 +55,7 @@ def massive_entries(
     return (size > absolute) & (shares >= ratio), shares
 
 
+@alone
 @planned_by(plan_side)
 def massive_activations(
     lm: LM,

@@ -28,9 +28,9 @@ from trimtab.tasks.means import batches, default_read
 from trimtab.tasks.measure import sides
 from trimtab.tasks.task import Task
 from trimtab.values.content import digest_of
-from trimtab.values.findings import Estimate
 from trimtab.values.monitor import Calibration, Monitor
 from trimtab.values.scope import Scope
+from trimtab.values.shares import share_of
 from trimtab.values.site import Site
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def fit_monitor(
         check_apart(train, validation)
         judged = _held_out(validation, features(lm, validation, site, read, batch_size, dictionaries), fitted)
     probe = linear_probe(lm, train, site, read, x, fitted, kind)
-    probe = probe.with_(metrics={"balanced accuracy": Estimate.of(judged.correct, judged.task.groups)})
+    probe = probe.with_(metrics={"balanced accuracy": share_of(judged.correct, judged.task.groups)})
     options = {"task": train.name, "site": site, "read": read, "kind": kind, "calibration": calibration, "C": C}
     options |= {"false_positive_rate": false_positive_rate, "least_tokens": least_tokens}
     monitor = Monitor(

@@ -17,6 +17,7 @@ import numpy as np
 from trimtab.errors import SiteError, TrimtabError
 from trimtab.locate.increases import increases
 from trimtab.locate.knowledge_neurons import at_last
+from trimtab.locate.pairing import alone
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_increase
 from trimtab.locate.units import Places, Spans, places
@@ -35,6 +36,7 @@ WRITERS = ("neuron", *ATTENDING)
 On = Literal["clean", "corrupt"]
 
 
+@alone
 @planned_by(plan_increase)
 def log_probability_increase(
     lm: LM,
@@ -95,6 +97,7 @@ def log_probability_increase(
     return made.with_(site="L{layer}.v@{span}->" + made.site.replace("@{span}", "@-1")) if split else made
 
 
+@alone
 @planned_by(plan_increase)
 def comparative_neurons(
     lm: LM,

@@ -6,7 +6,7 @@ directions and metrics Heimersheim and Nanda 2024, arXiv 2404.15255. Exact: ever
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -24,8 +24,9 @@ from trimtab.model.run import Run
 from trimtab.tasks.means import batches
 from trimtab.tasks.measure import Measure, measure, sides
 from trimtab.tasks.task import Task
+from trimtab.values.bootstrap import ratio_interval
 from trimtab.values.edit import Edit, Ref
-from trimtab.values.scores import Interval, Label, Scores
+from trimtab.values.scores import Interval, Scores
 
 if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
@@ -115,8 +116,8 @@ class Normalised:
     """Effects as shares of the gap between clean and corrupt: 1 is the whole of it.
 
     `effect` (…) is the ratio of means, mean effect over mean gap, which a few examples with a small gap cannot upset;
-    `interval` its bootstrap interval. `scores` holds the ratio of each example, NaN where its gap is less than 5 % of
-    the median one, which is so for `left_out` of them.
+    `interval` its interval by group. `scores` holds the ratio of each example, NaN where it has no effect or no gap, or
+    one of less than 5 % of the median gap; `left_out` examples have no ratio at any place.
     """
 
     effect: np.ndarray
@@ -126,7 +127,9 @@ class Normalised:
 
     def __repr__(self) -> str:
         left = f", {self.left_out} of {len(self.scores)} examples without a ratio" if self.left_out else ""
-        return f"<Normalised {self.scores.method}: largest {np.nanmax(np.abs(self.effect)):.2f} of the gap{left}>"
+        sizes = np.abs(self.effect[~np.isnan(self.effect)])
+        largest = f"largest {sizes.max():.2f} of the gap" if sizes.size else "no effect"
+        return f"<Normalised {self.scores.method}: {largest}{left}>"
 
 
 def normalised(
@@ -137,34 +140,35 @@ def normalised(
     samples: int = 1000,
     seed: int = 0,
 ) -> Normalised:
-    """Effects of `patching`, `attribution_patching` or `ablation` as shares of `total_effect`, clean minus corrupt.
+    """Effects of `patching`, `attribution_patching` or `ablation` as shares of `total_effect`, clean minus corrupt; of
+    `causal_tracing` as shares of `tracing_effect`.
 
     Denoise: (M(patched) − M(corrupt))/(M(clean) − M(corrupt)); noise: (M(clean) − M(patched))/(M(clean) − M(corrupt)).
-    Whole groups are resampled, effects and gaps together. `gap` (example) is in the scores' unit.
+    `gap` (example) is in the scores' unit. At each place both means are over the examples that have an effect there and
+    a gap. The interval is a bootstrap of whole groups, effects and gaps together, with 30 groups or more; with fewer it
+    is Student's (`values.bootstrap.ratio_interval`).
+
+    Raises TaskError for another number of gaps than of examples, or where no example has one.
     """
     gap = np.asarray(gap, dtype=np.float64)
     if gap.shape != (len(scores),):
         raise TaskError(f"gap is one number for each of the {len(scores)} examples, got shape {gap.shape}")
-    large = np.abs(gap) >= SMALLEST * np.median(np.abs(gap))
+    known = ~np.isnan(gap)
+    if not known.any():
+        raise TaskError(f"gap is NaN for all {len(scores)} examples: give the total effect of these examples")
+    large = np.abs(gap) >= SMALLEST * np.median(np.abs(gap[known]))
     large &= gap != 0
     flat = scores.array.reshape(len(scores), -1).astype(np.float64)
     each = np.full_like(flat, np.nan)
     each[large] = flat[large] / gap[large, None]
-    members = _members(scores.groups or range(len(scores)))
-    sums, gaps = members @ flat, members @ gap
-    n = len(members)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=samples)
-    ends = np.full((2, flat.shape[1]), np.nan)
-    if n > 1:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = (draws @ sums) / (draws @ gaps)[:, None]
-        ends = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    groups = None if scores.groups is None else list(scores.groups)
+    effect, low, high = ratio_interval(flat, gap, level=level, groups=groups, samples=samples, seed=seed)
     shape = scores.array.shape[1:]
     return Normalised(
-        (flat.sum(0) / gap.sum()).reshape(shape),
-        Interval(ends[0].reshape(shape), ends[1].reshape(shape), level),
+        effect.reshape(shape),
+        Interval(low.reshape(shape), high.reshape(shape), level),
         scores.with_(array=each.reshape(scores.array.shape), unit="share of gap"),
-        int((~large).sum()),
+        int(np.isnan(each).all(1).sum()),
     )
 
 
@@ -181,12 +185,6 @@ def _numbers(lm: LM, measured: Measure, batch_size: int) -> np.ndarray:
         prompts, readout = measured.prompts.rows(rows, trim=True), measured.readout.of_rows(rows)
         values[rows] = lm.counterfactuals(prompts, [()], readout).base.double().cpu()
     return measured.per_example(values)
-
-
-def _members(groups: Iterable[Label]) -> np.ndarray:
-    """(group example) which examples each group has."""
-    labels = list(groups)
-    return np.array([[label == name for label in labels] for name in dict.fromkeys(labels)], dtype=np.float64)
 
 
 def _counterfactual(task: Task, what: str) -> None:

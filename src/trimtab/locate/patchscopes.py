@@ -16,6 +16,7 @@ import torch
 
 from trimtab.errors import PromptError, SiteError
 from trimtab.locate.lens_scores import ON, check_choice, order_of
+from trimtab.locate.pairing import alone
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_patchscope, plan_patchscope_scores
 from trimtab.locate.units import Spans, places
@@ -113,6 +114,7 @@ def patchscope(
     )
 
 
+@alone
 @planned_by(plan_patchscope_scores)
 def patchscope_scores(
     lm: LM,
@@ -169,13 +171,16 @@ def patchscope_scores(
         readout = measured.readout.of_rows(rows)
         asked = target_prompts.rows([0] * len(rows))
         found = lm.counterfactuals(asked, variants, readout, runs={"source": run}, exact=exact)
-        values[rows] = found.values.double().cpu().numpy().T
+        values[rows] = found.values.double().cpu().numpy().T * (
+            -1.0 if quantity == "rank" else 1.0
+        )  # from 1, not minus
         done += len(rows) * len(variants)
         if progress is not None:
             progress(done, values.size)
     options = {"quantity": quantity, "on": on, "target": target, "target_at": target_at, "into": into}
     array = where.array(measured.per_example(torch.from_numpy(values.T)))
-    found = where.scores(array, lm, task, measured.prompts, "patchscope_scores", measured.unit, options)
+    unit = "rank" if quantity == "rank" else measured.unit
+    found = where.scores(array, lm, task, measured.prompts, "patchscope_scores", unit, options)
     return found.with_(order=order_of(quantity))
 
 

@@ -20,7 +20,7 @@ from trimtab.model.prompts import Prompts
 from trimtab.model.provenance import provenance
 from trimtab.model.visit import visit
 from trimtab.tasks.means import batches
-from trimtab.tasks.measure import sides
+from trimtab.tasks.measure import Side, one_side
 from trimtab.tasks.repeated import RepeatedTokens
 from trimtab.tasks.task import Task
 from trimtab.values.scores import Scores
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Examples = Task | RepeatedTokens | None
 """A task's texts, or repeated random tokens (None: those of `RepeatedTokens()`)."""
-Side = Literal["positive", "negative"]
 Baseline = Literal["none", "uniform"]
 Pairs = Bool[np.ndarray, "query key"]
 """Which keys count for which query, over a row's real tokens; only keys up to the query."""
@@ -49,7 +48,7 @@ def examples_of(lm: LM, task: Examples, side: Side) -> tuple[Task | RepeatedToke
     if side not in ("positive", "negative"):
         raise TrimtabError(f'side is "positive" or "negative", got {side!r}')
     chosen = RepeatedTokens() if task is None else task
-    return chosen, chosen.prompts(lm) if isinstance(chosen, RepeatedTokens) else getattr(sides(lm, chosen), side)
+    return chosen, chosen.prompts(lm) if isinstance(chosen, RepeatedTokens) else one_side(lm, chosen, side)
 
 
 # Pairs of positions

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from trimtab.errors import PromptError
 from trimtab.locate.methods import SUBJECTS
 from trimtab.locate.sweep import window_around
 from trimtab.locate.units import Places, Spans, default_spans, places
 from trimtab.model.memory import budget, row_bytes
 from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Dictionary
+from trimtab.tasks.example import Counterfactual
 from trimtab.tasks.means import batches
-from trimtab.tasks.measure import measure, measure_alone, sides
+from trimtab.tasks.measure import measure, measure_alone, one_side, sides
 from trimtab.tasks.reference import reference_prompts
 from trimtab.tasks.task import Task
 from trimtab.values.scope import Scope
@@ -131,15 +131,14 @@ def pace(lm: LM, prompts: Prompts, batch_size: int = 16) -> Pace:
 
 
 def tokens(lm: LM, task: Task) -> int:
-    """Tokens in the prompts of a task, both sides together, whether or not their positions correspond."""
-    try:
-        return sum(int(side.lengths.sum()) for side in sides(lm, task))
-    except PromptError:
-        if task.shape == "contrast":
-            raise
-        # twins of another length, which not every method compares
-        turned = task.of([e.swapped().with_(answers=e.answers, distractors=e.distractors) for e in task.examples])
-        return sum(int(measure_alone(lm, one).prompts.lengths.sum()) for one in (task, turned))
+    """Tokens in the prompts of a task, both sides together, whether or not their positions or spans correspond."""
+    return sum(int(one_side(lm, spanless(task), which).lengths.sum()) for which in ("positive", "negative"))
+
+
+def spanless(task: Task) -> Task:
+    """The task without its spans, which a prompt that a method does not read may lack."""
+    both = [e for e in task.examples if isinstance(e, Counterfactual)]
+    return task.of([e.with_(spans={}, corrupt_spans={}) for e in both]) if both else task
 
 
 def plan_patching(
@@ -184,11 +183,15 @@ def plan_shift(
     *,
     sites: Reads,
     scope: str | Scope,
+    source: Task | None,
+    differences: object,
     batch_size: int,
     dictionaries: Dictionaries,
     **_: object,
 ) -> Cost:
-    """Of every place on every prompt; the means of both sides come before."""
+    """Of every place on every prompt; the means of both sides, which have to correspond, come before."""
+    if differences is None:
+        sides(lm, source or task)
     where = places(lm, sites, None, mapped=scope, alone=scope, dictionaries=dictionaries)
     return _swept(lm, measure(lm, task).prompts, where, batch_size)
 
@@ -212,12 +215,23 @@ def plan_onward(lm: LM, task: Task, *, sites: Reads, steps: int, on: Any, batch_
 
 
 def plan_integral(
-    lm: LM, task: Task, *, sites: Reads, spans: Spans | None, steps: int, path: str, batch_size: int, **_: object
+    lm: LM,
+    task: Task,
+    *,
+    sites: Reads,
+    spans: Spans | None,
+    steps: int,
+    baseline: str,
+    path: str,
+    batch_size: int,
+    **_: object,
 ) -> Cost:
     """Of `steps` forward and backward passes for each tensor, or for all of them along one path of the input."""
+    if baseline == "corrupt":
+        sides(lm, task)
     where = places(lm, sites, spans, mapped=default_spans(task))
     alone = len(where.tensors) if path == "site" else 1
-    prompts = measure(lm, task).prompts
+    prompts = measure(lm, task, on="corrupt" if baseline == "corrupt" else "clean").prompts
     passes = len(prompts) * (2 + alone * (steps * (1 + BACKWARD) + (path == "site")))
     return Cost(cells(where), passes=float(passes), memory=_held(lm, prompts, where.tensors, batch_size))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.locate.plans import BACKWARD, Cost, cells
 from trimtab.locate.units import Places, default_spans, places
 from trimtab.model.prompts import Prompts
-from trimtab.tasks.measure import measure
+from trimtab.tasks.measure import measure, sides
 from trimtab.tasks.repeated import RepeatedTokens
 from trimtab.tasks.task import Task
 from trimtab.values.scope import Scope
@@ -96,18 +96,24 @@ def plan_slopes(lm: LM, task: Task, *, on: Any = "clean", **_: object) -> Cost:
     return Cost(passes=float(len(measure(lm, task, on=on).prompts) * (1 + BACKWARD)))
 
 
-def plan_tokens(lm: LM, task: Task, *, kind: str, steps: int, on: Any, **_: object) -> Cost:
-    """Of slopes, or of as many as integrated gradients have steps between two runs."""
+def plan_tokens(lm: LM, task: Task, *, kind: str, steps: int, baseline: str, on: Any, **_: object) -> Cost:
+    """Of slopes, or of as many as integrated gradients have steps between two runs. PromptError for no twins between
+    which these could be."""
     if kind != "integrated_gradients":
         return plan_slopes(lm, task, on=on)
+    if baseline == "corrupt":
+        sides(lm, task)
     return Cost(passes=float(len(measure(lm, task, on=on).prompts) * (2 + steps * (1 + BACKWARD))))
 
 
 def plan_attribution(
     lm: LM, task: Task, *, direction: str, source: Task | None, differences: object, **_: object
 ) -> Cost:
-    """Of slopes on one side and a pass over the other; or, along mean differences, over both sides of their task."""
+    """Of slopes on one side and a pass over the other; or, along mean differences, over both sides of their task.
+    PromptError where the two sides do not correspond."""
     twins = task.shape == "counterfactual" and source is None and differences is None
+    if differences is None:
+        sides(lm, source or task)
     measured = measure(lm, task, on="clean" if twins and direction == "noise" else "corrupt")
     others = len(measured.prompts) if twins else 2 * len(source or task) * (differences is None)
     return Cost(passes=float(len(measured.prompts) * (1 + BACKWARD) + others))
@@ -119,7 +125,6 @@ def plan_atp_star(
     *,
     sites: Any,
     spans: Any,
-    direction: str,
     fix: Sequence[str],
     grad_drop: bool,
     verify: int,
@@ -128,7 +133,7 @@ def plan_atp_star(
 ) -> Cost:
     """Of both runs, the slopes (half a backward pass for each layer with `grad_drop`), and a pass with the other run's
     queries, two for its keys; what is patched exactly in the end takes a whole pass each at most."""
-    n = len(measure(lm, task, on="clean" if direction == "noise" else "corrupt").prompts)
+    n = len(sides(lm, task).positive)
     where = places(lm, sites, spans, mapped=default_spans(task))
     kinds = {block.name.removeprefix("rot_") for block in where.blocks}
     slopes = 1 + BACKWARD * (1 + lm.anatomy.n_layers / 2 if grad_drop else 1)

@@ -26,6 +26,7 @@ from trimtab.tasks.measure import sides
 from trimtab.tasks.task import Task
 from trimtab.values.findings import Estimate
 from trimtab.values.linear_probe import LinearProbe
+from trimtab.values.shares import share_of
 from trimtab.values.site import Site
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def fit_probe(
         check_apart(train, test)
         correct, null = _tested(x, features(lm, test, site, read, batch_size, dictionaries), kind, C, 1, shuffles, seed)
         groups = test.groups
-    metrics = {"balanced accuracy": Estimate.of(correct, groups)}
+    metrics = {"balanced accuracy": share_of(correct, groups)}
     if len(null):
         # all examples of a draw share one probe and err together: a draw is what is counted
         metrics["with shuffled labels"] = Estimate.of(np.mean(null, axis=1))

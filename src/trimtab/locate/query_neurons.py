@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from trimtab.errors import SiteError
 from trimtab.locate.knowledge_neurons import at_last, only
+from trimtab.locate.pairing import alone
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_question
 from trimtab.locate.reading import Key, Reader
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 WRITERS = ("neuron", "head", "attn_neuron")
 
 
+@alone
 @planned_by(plan_question)
 def query_neurons(
     lm: LM,

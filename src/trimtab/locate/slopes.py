@@ -8,7 +8,7 @@ runs a model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,26 @@ from trimtab.values.site import Site
 if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
 
+Method = TypeVar("Method", bound=Callable[..., Any])
 GRAPH = 1 << 28
 """Numbers that a backward pass on a CPU holds at most, unless told otherwise."""
+
+
+def differentiates(method: Method) -> Method:
+    """Mark a method that takes the gradient of the task's number, which a metric that moves in steps has not.
+
+    >>> @differentiates
+    ... def saliency(lm, task, sites): ...
+    >>> does_differentiate(saliency)
+    True
+    """
+    setattr(method, "differentiates", True)  # noqa: B010
+    return method
+
+
+def does_differentiate(method: Callable[..., Any]) -> bool:
+    """Whether a method is marked by `differentiates`."""
+    return getattr(method, "differentiates", False) is True
 
 
 def check_choice(name: str, given: object, choices: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from trimtab.errors import TaskError
 from trimtab.evaluate.effect import effects
 from trimtab.evaluate.texts import Passage, part
+from trimtab.locate.pairing import alone
 from trimtab.locate.plans import Cost, planned_by
 from trimtab.locate.sweep import Progress
 from trimtab.model.provenance import provenance
@@ -37,6 +38,7 @@ def _plan(lm: LM, task: Task, *, passages: int, words: int, on: On, seed: int, *
     return Cost(passes=len(alone) * (1 + longer))
 
 
+@alone
 @planned_by(_plan)
 def text_noise(
     lm: LM,

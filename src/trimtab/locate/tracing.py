@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from trimtab.errors import SiteError, TrimtabError, nearest
 from trimtab.locate.corrupted import Known, Subject
+from trimtab.locate.pairing import alone
 from trimtab.locate.plans import Cost, plan_tracing, planned_by
 from trimtab.locate.sweep import Exact, Progress, intervenes, window_around
 from trimtab.locate.units import Places, Spans, places
@@ -45,6 +46,7 @@ def _plan(
     return plan_tracing(lm, task, where=where, window=_width(where, window), **options)
 
 
+@alone
 @planned_by(_plan)
 @intervenes
 def causal_tracing(
@@ -73,7 +75,8 @@ def causal_tracing(
     Args:
         sites: a map such as `"L*.resid_post"` or `"L*.mlp_out"`, or a list of candidates.
         subject: the span of the clean prompts whose embeddings are corrupted.
-        noise: its standard deviation, in those of the entries of the embeddings of all the task's subject tokens.
+        noise: its standard deviation, in those of the entries of the token embeddings of all the task's subject tokens,
+            scaled as they enter block 0, without what a table of positions adds.
         samples: draws of the noise, the same ones for every place.
         seed: of the noise, which depends on it and on the prompt alone.
         window: layers restored together around each layer l of a map: from l − window/2 up to, not including,

@@ -26,6 +26,7 @@ from trimtab.locate.plans import Cost, planned_by
 from trimtab.locate.plans_reading import unembedded
 from trimtab.locate.vocabulary import AT_ONCE, STREAM, cell_numbers, check_readable, log_probabilities
 from trimtab.model.divergence import Precision, Target, kl_and_gradient, way_back
+from trimtab.model.memory import held
 from trimtab.model.provenance import provenance
 from trimtab.values.site import Site
 from trimtab.values.tuned_lens import TunedLens
@@ -244,7 +245,7 @@ def gradients(
     n, rows = weight.shape[0], batch.streams.shape[1]
     with torch.no_grad():
         own = Target.of(lm, log_probabilities(lm.unembed(lm.final(batch.streams[-1].to(lm.dtype)))))
-    group = max(1, AT_ONCE // (rows * lm.anatomy.vocab))
+    group = max(1, held(AT_ONCE) // (rows * lm.anatomy.vocab))
     for start in range(0, n, group):
         some = slice(start, min(n, start + group))
         x = batch.streams[some]

@@ -83,6 +83,7 @@ class Anatomy:
         self.blocks = [_block(self.family, block) for block in blocks]
         self.d_head = in_features(self.blocks[0].o) // self.n_heads
         self.norm = _optional(hf, self.family.norm)
+        self.project_in = _optional(hf, self.family.project_in)
         self.project_out = _optional(hf, self.family.project_out)
         self.unembed = _at(hf, self.family.unembed)
         self.embedding: nn.Module = hf.get_input_embeddings()

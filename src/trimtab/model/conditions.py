@@ -12,22 +12,37 @@ from torch import Tensor
 from trimtab.model.frame import Frame
 from trimtab.values.edit import Condition
 
+Pooled = tuple[Tensor, Tensor]
+"""(batch d) and (batch 1): a sum and of how many."""
+
 
 def evaluate(condition: Condition, x: Tensor, frame: Frame) -> None:
     """Decide a condition for each row from its site's tensor (batch pos d), on the prompt; kept in the frame."""
-    if frame.start != 0:
-        return
+    if frame.start == 0:
+        frame.held[condition] = met(condition, pooled(condition, x, frame))
+
+
+def pooled(condition: Condition, x: Tensor, frame: Frame, before: Pooled | None = None) -> Pooled:
+    """What a condition reads of the prompt's tokens in the frame, and of those `before` them: the sum of their vectors
+    (batch d) and how many they are (batch 1), or, where it looks at the last one, that one and 1."""
+    start = frame.start
     real = frame.real()
     if condition.site.at is not None:
-        real = real & frame.of_rows(frame.prompts.columns(condition.site.at))[:, : real.shape[1]]
+        real = real & frame.of_rows(frame.prompts.columns(condition.site.at))[:, start : start + real.shape[1]]
     real = real.to(x.device)
     x = x[:, : real.shape[1]]
     x = x.float() if x.dtype.itemsize < 4 else x  # a threshold is finer than half types are
     if condition.pool == "mean":
-        state = (x * real[..., None]).sum(1) / real.sum(1, keepdim=True)
-    else:
-        last = (real * torch.arange(1, real.shape[1] + 1, device=x.device)).argmax(1)
-        state = x[torch.arange(len(x), device=x.device), last]
-    direction = torch.as_tensor(np.array(condition.direction), dtype=x.dtype, device=x.device)
+        state, count = (x * real[..., None]).sum(1), real.sum(1, keepdim=True)
+        return (state, count) if before is None else (before[0] + state, before[1] + count)
+    last = (real * torch.arange(1, real.shape[1] + 1, device=x.device)).argmax(1)
+    state, any_ = x[torch.arange(len(x), device=x.device), last], real.any(1, keepdim=True)
+    return (state if before is None else torch.where(any_, state, before[0])), torch.ones_like(any_, dtype=torch.long)
+
+
+def met(condition: Condition, read: Pooled) -> Tensor:
+    """(batch) whether what `pooled` read of the whole prompt points the way that the condition asks for."""
+    state = read[0] / read[1]
+    direction = torch.as_tensor(np.array(condition.direction), dtype=state.dtype, device=state.device)
     cosine = torch.nn.functional.cosine_similarity(state, direction[None], dim=-1)
-    frame.held[condition] = cosine > condition.threshold if condition.above else cosine < condition.threshold
+    return cosine > condition.threshold if condition.above else cosine < condition.threshold

@@ -28,6 +28,8 @@ class Family:
     """`config.model_type` values."""
     blocks: str = "model.layers"
     norm: str | None = "model.norm"
+    project_in: str | None = None
+    """What token embeddings of another width than the stream pass through, where there is such a module."""
     project_out: str | None = None
     unembed: str = "lm_head"
     attn: str = "self_attn"
@@ -254,6 +256,7 @@ OPT = Family(
     down="fc2",
     rotary=False,
     position_table=True,
+    project_in="model.decoder.project_in",
     project_out="model.decoder.project_out",
     when=lambda config: config.do_layer_norm_before and not config._remove_final_layer_norm,
 )

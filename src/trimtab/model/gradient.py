@@ -167,7 +167,9 @@ def trace(
         value = _number(readout, logits, prompts)
         if not value.requires_grad:
             raise SiteError(
-                f"{readout.name} does not depend on {', '.join(map(str, wanted[:3]))}: nothing to differentiate"
+                f"{readout.name} does not depend on {', '.join(map(str, wanted[:3]))}: nothing to differentiate. A "
+                "metric that has no gradient, such as one of an argmax, says so: differentiable=False on its readout "
+                "or its function"
             )
         made = Call(lm, prompts, "gradients", options, edit=intervention or None, runs=runs)
         yield Traced(prompts, value, logits, held, bool(intervention) or bool(lm.active), made)

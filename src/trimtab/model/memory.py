@@ -30,6 +30,9 @@ SHARE = 0.25
 MOST_ON_CPU = 512e6
 """On a CPU batches beyond the caches gain nothing, so no more than this is taken unless told otherwise."""
 
+HELD = 24
+"""Bytes for each number that is held at once, with those made of it: six in float32."""
+
 
 def row_bytes(lm: LM, length: int, width: int) -> int:
     """Peak bytes of one row with `length` computed columns out of `width` in one block."""
@@ -63,6 +66,13 @@ def limit() -> float | None:
     if told is None and (text := os.environ.get(VARIABLE)):
         return bytes_of(text, VARIABLE)
     return told
+
+
+def held(most: int) -> int:
+    """Numbers of one kind, such as logits, that may be held at once: `most`, or fewer where there is a limit, so that
+    as many temporaries of them as a log softmax and a comparison make fit in it."""
+    told = limit()
+    return most if told is None else max(1, min(most, int(told // HELD)))
 
 
 def bytes_of(size: float | str, name: str) -> float:

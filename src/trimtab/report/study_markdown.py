@@ -40,6 +40,8 @@ def study_markdown(findings: Findings) -> str:
         parts.append(f"{NONE} stands where there is no number: not defined there, or too few examples.")
     if findings.command:
         parts.append(f"Again: {code(findings.command)}")
+    elif findings.no_command:
+        parts.append(f"The command cannot be written: {prose(findings.no_command)}.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -134,7 +134,7 @@ async def _answer(request: Request, body: ChatBody | TextBody) -> Response:
     try:
         await while_connected(request.receive, answers.begin(intervention))
         for name in service.registry.used(body.model, body.steering or []):
-            service.metrics.steered.labels(name).inc()
+            service.metrics.steered.labels(name).inc(len(answers.rows))
         if body.stream:
             return EventStream(answers.events(), answers.close, service.limits.stalled_seconds)
         reply = await while_connected(request.receive, answers.whole())

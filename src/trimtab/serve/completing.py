@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 QUIET_SECONDS = 10.0
 """A stream that has had nothing to say for so long says that it is still there."""
+DELTA, LIKELY = 256, 128
+"""Bytes of a token that is written and not read, and of one of the likeliest ones that come with it; roughly."""
 SEEDS = 2**63
 _log = logging.getLogger("trimtab.serve")
 
@@ -118,7 +120,7 @@ class Answers:
 
     def __init__(self, service: Service, body: ChatBody | TextBody, writer: Writer) -> None:
         self.service, self.body, self.writer = service, body, writer
-        self.steered = self.closed = False
+        self.steered = self.closed = self.cut = False
         self.rows: list[Row] = []
         self.places = 0
         self.queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
@@ -145,7 +147,7 @@ class Answers:
         requests = requests_of(self.asked, body, intervention, service.window)
         for index, ticket in enumerate(service.batcher.submit_all(requests)):
             self.rows.append(Row(ticket))
-            if self.closed:  # set before the rows are gone through, and so seen here or there
+            if self.closed or self.cut:  # set before the rows are gone through, and so seen here or there
                 ticket.cancel()
             ticket.on_delta(partial(self._arrived, index))
 
@@ -155,8 +157,17 @@ class Answers:
         for row in tuple(self.rows):
             if row.reason is None:
                 row.ticket.cancel()
+        self.service.unread.set(self, 0)
         self.service.gate.leave(self.places)
         self.places = 0
+
+    def cut_off(self) -> None:
+        """What is unread goes, and the answers end: others have no room for what this client leaves."""
+        self.cut = True
+        self.queue = asyncio.Queue()
+        self.queue.put_nowait((0, Delta(None, finish="error")))
+        for row in tuple(self.rows):
+            row.ticket.cancel()
 
     def _arrived(self, index: int, delta: Delta) -> None:
         """Called by the engine's thread; a loop that is closed has nobody left to tell."""
@@ -164,7 +175,9 @@ class Answers:
             self.loop.call_soon_threadsafe(self._take_in, index, delta)
 
     def _take_in(self, index: int, delta: Delta) -> None:
-        self.queue.put_nowait((index, delta))
+        if not (self.closed or self.cut):
+            self.queue.put_nowait((index, delta))
+            self.service.unread.set(self, self.service.unread.of(self) + size_of(delta))
         if delta.finish is not None and self.places:  # however long its client takes to read it
             self.places -= 1
             self.service.gate.leave(1)
@@ -208,6 +221,9 @@ class Answers:
             except TimeoutError:
                 yield None
                 continue
+            if self.cut:
+                raise _too_slow()
+            self.service.unread.set(self, max(0, self.service.unread.of(self) - size_of(delta)))
             row = self.rows[index]
             if delta.finish in ("error", "cancelled"):
                 raise self._failed(delta)
@@ -226,9 +242,10 @@ class Answers:
         tokens = None
         if self.body.shown is not None:
             tokens = tuple(token_logprobs(self.service.lm.tokenizer, delta, self.body.shown))
-            row.tokens.extend(tokens)
         said = Said(index, delta.text, tokens, row.offset, row.reason)
-        row.text += delta.text
+        if not self.body.stream:  # what has been told need not be kept
+            row.text += delta.text
+            row.tokens.extend(tokens or ())
         row.offset += sum(len(token.token) for token in tokens or ())
         return said if delta.text or tokens or row.reason is not None else None
 
@@ -243,6 +260,16 @@ class Answers:
             words = "the server has no memory for this answer: ask for a shorter one, or again when it is less busy"
             return Problem(503, words, code="out_of_memory")
         return Problem(500, "something failed here, and the answer was broken off", code="internal")
+
+
+def size_of(delta: Delta) -> int:
+    """Bytes that a token takes until it is read; roughly."""
+    return DELTA + len(delta.text) + LIKELY * len(delta.top)
+
+
+def _too_slow() -> Problem:
+    words = "so much was written and left unread that there was no room for others: read faster, or ask for less"
+    return Problem(503, words, code="reader_too_slow")
 
 
 def closing() -> Problem:

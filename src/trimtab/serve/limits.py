@@ -1,4 +1,4 @@
-"""What a client may ask for at most, and how many may ask at once.
+"""What a client may ask for at most, how many may ask at once, and how much may lie here for them.
 
 It knows nothing of models: `tokens` is compared by whoever has counted them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -17,6 +17,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from trimtab.serve.problems import Problem, busy, problem_of
 
 B = TypeVar("B", bound=BaseModel)
+
+MARGIN = 32
+"""Connections beyond the limit that are still told so, if they ask; further ones are closed at once."""
+FILES = 64
+"""Files that a server needs beside its connections."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,15 @@ class Limits:
     waiting: int = 64
     """Answers that may wait for a free row. Beyond them a request is refused, to be sent again later."""
     connections: int = 1000
-    """Open connections. A request that comes while there are more is refused, and its connection closed."""
+    """Open connections. A request that comes while there are more is refused, and its connection closed; `MARGIN` more
+    are held, and others closed as they come."""
     body_seconds: float = 30.0
     """For the body of a request to arrive; also for its head, after the beginning of a connection or an answer."""
     stalled_seconds: float = 60.0
     """For a client to take the next bytes of a stream, or 32 kB of what it has left unread."""
+    unread: int = 256_000_000
+    """Bytes, roughly, that are written and not read, of all answers together. Beyond it the reader with most of them is
+    cut off."""
 
 
 class Gate:
@@ -58,6 +67,60 @@ class Gate:
     def leave(self, count: int) -> None:
         """Give places back."""
         self.inside -= count
+
+
+class Reader(Protocol):
+    """Who has something to read."""
+
+    def cut_off(self) -> None:
+        """Let go of all that is unread."""
+        ...
+
+
+class Unread:
+    """Counts what is written and not read, in bytes, for each reader. Used from one thread, that of the event loop.
+
+    Where it becomes more than `most` together, the reader with most of it is cut off.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.total = most, 0
+        self._sizes: dict[Reader, int] = {}
+
+    def set(self, reader: Reader, size: int) -> None:
+        """So many bytes are unread by this reader from now on."""
+        self.total += size - self._sizes.pop(reader, 0)
+        if size:
+            self._sizes[reader] = size
+        while self.total > self.most:
+            slowest = max(self._sizes, key=self._sizes.__getitem__)
+            self.total -= self._sizes.pop(slowest)
+            slowest.cut_off()
+
+    def of(self, reader: Reader) -> int:
+        """Bytes that this reader has left unread."""
+        return self._sizes.get(reader, 0)
+
+
+def room_for(connections: int) -> int:
+    """As many connections of these as the process may have files for; its own limit is raised where the system lets it.
+
+    At least one.
+    """
+    try:
+        import resource
+    except ModuleNotFoundError:  # a system that has no such limit
+        return connections
+    most, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + MARGIN + FILES
+    if most == resource.RLIM_INFINITY or most >= needed:
+        return connections
+    more = needed if highest == resource.RLIM_INFINITY else min(needed, highest)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (more, highest))
+    except (OSError, ValueError):
+        more = most
+    return max(1, more - MARGIN - FILES)
 
 
 class Uncrowded:

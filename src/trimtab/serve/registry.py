@@ -98,8 +98,8 @@ class Registry:
         return Steer(vector=name, coefficient=coefficient)
 
     def used(self, model: str | None, asked: Sequence[Steer]) -> list[str]:
-        """The vectors that a request has on, each once."""
-        return list(dict.fromkeys(part.vector for part in (*self.steering(model), *asked)))
+        """The vectors that a request has on, at a coefficient other than 0, each once."""
+        return list(dict.fromkeys(part.vector for part in (*self.steering(model), *asked) if part.coefficient))
 
     @property
     def models(self) -> list[str]:

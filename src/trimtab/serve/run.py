@@ -20,6 +20,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from trimtab.errors import TrimtabError
 from trimtab.serve.app import application
+from trimtab.serve.limits import MARGIN as SURPLUS
+from trimtab.serve.limits import Limits, Unread
 from trimtab.serve.problems import Problem
 from trimtab.serve.service import Service
 
@@ -61,7 +63,7 @@ class Server(uvicorn.Server):
         limits = service.limits
         config = uvicorn.Config(
             application(service, lambda: len(self.server_state.connections)),
-            http=_protocol(limits.body_seconds, limits.stalled_seconds),
+            http=_protocol(limits, service.unread),
             ws="none",
             lifespan="on",
             log_level="warning",
@@ -110,13 +112,16 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _protocol(head: float, stalled: float) -> type[H11Protocol]:
-    """HTTP/1.1 whose connections end where clients are slow, and whose errors have the shape of all others here.
+def _protocol(limits: Limits, budget: Unread) -> type[H11Protocol]:
+    """HTTP/1.1 whose connections end where clients are slow or too many, and whose errors have the shape of all others
+    here.
 
-    Within `head` seconds of its beginning, and of each answer, the head of a request must be there, whole: bytes of it
-    are not enough. A client that has more unread than the transport keeps for it takes `LEAST` of it in `stalled`
-    seconds, or is cut off.
+    Within `body_seconds` of its beginning, and of each answer, the head of a request must be there, whole: bytes of it
+    are not enough. A client that has more unread than the transport keeps for it takes `LEAST` of it in
+    `stalled_seconds`, or is cut off; what it has unread is part of the budget of all. A connection that comes while
+    there are so many that those beyond the limit cannot be told about it is closed at once.
     """
+    head, stalled, most = limits.body_seconds, limits.stalled_seconds, limits.connections + SURPLUS
 
     class Patient(H11Protocol):
         deadline: asyncio.TimerHandle | None = None
@@ -124,11 +129,18 @@ def _protocol(head: float, stalled: float) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
+            if len(self.connections) > most:
+                transport.abort()
+                return
             self._wait_for_a_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop(self.deadline, self.unread)
+            budget.set(self, 0)
             super().connection_lost(exc)
+
+        def cut_off(self) -> None:
+            self.transport.abort()
 
         def handle_events(self) -> None:
             before = self.cycle
@@ -158,6 +170,7 @@ def _protocol(head: float, stalled: float) -> type[H11Protocol]:
 
         def resume_writing(self) -> None:
             self._stop(self.unread)
+            budget.set(self, 0)
             super().resume_writing()
 
         def _wait_for_a_head(self) -> None:
@@ -166,6 +179,7 @@ def _protocol(head: float, stalled: float) -> type[H11Protocol]:
 
         def _wait_for_a_reader(self) -> None:
             unread = self.transport.get_write_buffer_size()
+            budget.set(self, unread)
             self.unread = self.loop.call_later(stalled, self._still_unread, unread)
 
         def _still_unread(self, before: int) -> None:

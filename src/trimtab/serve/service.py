@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from trimtab.serve.limits import Gate, Limits
+from trimtab.serve.limits import Gate, Limits, Unread
 from trimtab.serve.metrics import Metrics
 from trimtab.serve.registry import Registry
 from trimtab.serve.steering import check_servable
@@ -44,6 +44,7 @@ class Service:
         self.longest = max(map(len, lm.tokenizer.get_vocab() if lm.tokenizer else ()), default=1)
         """Characters of the longest token."""
         self.gate = Gate(batcher.max_rows + self.limits.waiting)
+        self.unread = Unread(self.limits.unread)
         self.metrics = Metrics(batcher)
         self.created = int(time.time())
         self.closing = False

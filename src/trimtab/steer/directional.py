@@ -31,6 +31,8 @@ Directions = np.ndarray | Sequence[float] | Sequence[Sequence[float]] | Interven
 
 STREAM = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 """Sites in the residual stream's own coordinates."""
+ROUNDED = 1e-4
+"""How far an ablation that was kept may be from a projection."""
 DEPENDENT = 1e-6
 """Part of a direction of length 1 below which what others leave of it is rounding."""
 
@@ -103,6 +105,58 @@ def ablate_direction(
     """
     rows = basis(directions, lm.anatomy.d_model)
     return Intervention(_ablated(lm, rows, strength, where), name=f"{dimensions(rows)} ablated")
+
+
+def ablated_directions(lm: LM, intervention: Intervention) -> Float[np.ndarray, "k d_model"]:
+    """The directions that an intervention takes out of everything, as `ablate_direction` does at strength 1: an
+    orthonormal basis of the space that they span.
+
+    Raises EditError, with the reason, for one that does anything else: other edits, places, positions or strengths.
+    """
+    advice = "make it by directional_ablation or ablate_direction, at strength 1 and all positions"
+    if not intervention.edits or intervention.patches:
+        raise EditError(f"{intervention!r} ablates no direction by edits alone: {advice}")
+    for edit in intervention.edits:
+        if why := _no_ablation(edit, lm.anatomy.d_model):
+            raise EditError(f"{edit} ablates no direction for good: {why}; {advice}")
+    sites = [lm.anatomy.resolve(edit.site) for edit in intervention.edits]
+    if missing := [site for site in entrances(lm) if site not in sites]:
+        raise EditError(
+            f"a direction is ablated for good everywhere, and the intervention leaves out {missing[0]}"
+            f"{f' and {len(missing) - 1} more sites' if len(missing) > 1 else ''}: {advice}"
+        )
+    first, *others = (_ablation(edit) for edit in intervention.edits)
+    if any(rows.shape != first.shape or np.abs(rows.T @ rows - first.T @ first).max() > ROUNDED for rows in others):
+        raise EditError(
+            "it ablates different directions at different sites or one after the other, which is not the space that "
+            "they span: make one intervention of all of them (several --sites, or ablate_direction of several)"
+        )
+    return basis(first, lm.anatomy.d_model)
+
+
+def _no_ablation(edit: Edit, d_model: int) -> str:
+    """Why an edit does not ablate directions at every position at strength 1; empty where it does."""
+    value = edit.value
+    if edit.op != "affine" or not isinstance(value, Affine) or value.A is None or value.B is None:
+        return f'it is "{edit.op}"'
+    rows = value.A.astype(np.float64)
+    if value.c is not None or value.scale is not None or value.within is not None or rows.shape[1] != d_model:
+        return "it does more, or less, than to project"
+    if edit.site.name not in STREAM or edit.site.index is not None or edit.site.view is not None:
+        return "it is outside the residual stream's own coordinates"
+    if np.abs(rows + value.B).max() > ROUNDED or np.abs(rows @ rows.T - np.eye(len(rows))).max() > ROUNDED:
+        return "it is no projection"
+    if edit.strength != 1.0:
+        return f"its strength is {edit.strength}, and a weight that has lost a direction has lost it once, not by layer"
+    if edit.where.kind != "all" or edit.when is not None or edit.rows is not None:
+        return "it acts at some positions, prompts or rows alone, and weights act on every token"
+    return ""
+
+
+def _ablation(edit: Edit) -> Float[np.ndarray, "k d_model"]:
+    assert isinstance(edit.value, Affine)  # seen before
+    assert edit.value.A is not None
+    return edit.value.A.astype(np.float64)
 
 
 def entrances(lm: LM) -> list[Site]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from trimtab.errors import SiteError, TrimtabError
 from trimtab.tasks.offers import named, with_offers
 from trimtab.tasks.signatures import Method, Option, about, described, hints, options, parts, required
 from trimtab.values.edit import Intervention
@@ -42,6 +43,7 @@ __all__ = [
     "method",
     "methods",
     "options",
+    "refusal",
     "scope_free",
     "takes_factor",
     "unfit",
@@ -52,6 +54,8 @@ GROUP = "trimtab.steer"
 SHAPE = "function (lm, task, sites, …) or (sites, …) that gives an Intervention"
 OWN = "its own"
 """The scope of a method that takes none."""
+MADE_UP = ("L0.neuron[0]", "L0.head[0]", "L0.resid_post", "L0.resid_post.feature@made-up[0]")
+"""Sites of several kinds, to see whether a scaling acts at any."""
 F = TypeVar("F", bound=Callable[..., Intervention])
 
 
@@ -100,7 +104,28 @@ def unfit(function: Method) -> str | None:
         return f"is no {SHAPE}"
     if needed := required(function, "lm", "task", "sites", "factor"):
         return f"has to be told {' and '.join(needed)}, which is different for every task"
+    if is_scaling(function) and (why := refusal(function)):
+        return f"does nothing with these alone ({why})"
     return None
+
+
+def refusal(scaling: Method, **told: object) -> str | None:
+    """Why a scaling refuses to act whatever the site, in its own words; None where it acts at one.
+
+    It is called with sites of several kinds that belong to no model, and what else it is told. One that refuses a site
+    for what that is (SiteError) may act at others.
+    """
+    factor, why = ((1.0,) if takes_factor(scaling) and "factor" not in told else ()), None
+    for site in MADE_UP:
+        try:
+            scaling([site], *factor, **told)
+        except SiteError:
+            return None
+        except TrimtabError as error:
+            why = str(error).splitlines()[0]
+        else:
+            return None
+    return why
 
 
 def scope_free(function: F) -> F:

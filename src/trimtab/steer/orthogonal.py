@@ -50,8 +50,8 @@ def orthogonalise(lm: LM, directions: Directions, untie: bool = False) -> Interv
     if any(writer.shared for writer in found) and not untie:
         raise EditError(
             f"the token embedding of {lm.name} is its unembedding too (tied weights): without the direction in it the "
-            "logits would change in ways that ablation does not; untie=True keeps the unembedding as it is, for which "
-            "the model needs a second matrix while the intervention is on"
+            "logits would change in ways that ablation does not; untie=True (on the command line, --untie) keeps the "
+            "unembedding as it is, for which the model needs a second matrix while the intervention is on"
         )
     patches = [_patch(writer, rows) for writer in found]
     before = [patch for patch, writer in zip(patches, found, strict=True) if writer.layer is None]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import EditError, TrimtabError, nearest
 from trimtab.evaluate.places import MISFITS, Place
-from trimtab.steer.methods import OWN, at_scopes, method, takes_factor
+from trimtab.steer.methods import OWN, at_scopes, method, refusal, takes_factor
 from trimtab.tasks.signatures import required
 from trimtab.tasks.task import Task
 from trimtab.values.edit import Intervention
@@ -98,6 +98,8 @@ class Proposer:
         for name, make in self.methods.items():
             if needed := required(make, "lm", "task", "sites", "factor", *self.options.get(name, {})):
                 raise EditError(f"{name} has to be told {' and '.join(needed)}: give options={{{name!r}: …}}")
+            if takes_sites_alone(make) and (why := refusal(make, **self.options.get(name, {}))):
+                raise EditError(f"{name} acts at no site with what it is told ({why}): give options={{{name!r}: …}}")
 
     @property
     def told(self) -> dict[str, object]:

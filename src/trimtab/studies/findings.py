@@ -4,13 +4,15 @@ task."""
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import FileError
-from trimtab.studies.settings import Settings
+from trimtab.studies.settings import READING, WORDS, Settings
+from trimtab.studies.store import Store
 from trimtab.values.findings import STAGES, Evaluation, Findings, Screening, Search, Validation, Verdict
 from trimtab.values.provenance import Provenance
 from trimtab.values.saved import Saved
@@ -33,23 +35,21 @@ def findings(folder: RunFolder) -> Findings:
     about = _about(folder)
     settings = Settings.of(**state.settings)
     made = about.get("provenance")
-    model, name = settings.model, about.get("name", state.name)
+    poles = tuple(about.get("poles", ("positive", "negative")))
+    why, path = unwritten(folder), folder.path.absolute()
+    store = None if path.parent == Store().root else path.parent
+    own = path / TASK if about.get("brought") else None
     return Findings(
-        name=state.name,
+        name=aim(state.name, poles, settings),
         about=about.get("about", ""),
-        task=name,
-        poles=tuple(about.get("poles", ("positive", "negative"))),
+        task=about.get("name", state.name),
+        poles=poles,
         examples=about.get("examples", {}),
-        model=model,
+        model=settings.model,
         settings=settings.plain(),
-        command=command(settings),
-        python=python(settings),
-        reuse=(
-            "import trimtab\n\n"
-            f'lm = trimtab.load("{model}")\n'
-            f'found = trimtab.Intervention.load("{folder.path.name}/intervention.safetensors")\n'
-            'print(lm.generate("Once upon a time", edit=found))\n'
-        ),
+        command="" if why else command(settings, own, store),
+        python="" if why else python(settings, own, store),
+        reuse=_reuse(settings, path / "intervention.safetensors"),
         created=state.created,
         seconds={stage: known.seconds for stage, known in state.stages.items()},
         provenance=None if made is None else Provenance.from_json(json.dumps(made)),
@@ -59,17 +59,34 @@ def findings(folder: RunFolder) -> Findings:
         evaluation=found.get("evaluate"),
         verdict=found.get("verdict"),
         notes=state.notes,
+        no_command=why,
     )
 
 
-def command(settings: Settings) -> str:
-    """The command that does a study again."""
-    parts = ["trimtab", "run", settings.task]
-    for name, value in _changed(settings).items():
+def aim(name: str, poles: tuple[str, ...], settings: Settings) -> str:
+    """What a study steers, by its name: with the pole where that is not the task's positive one."""
+    return name if settings.toward == "positive" else f"{name} towards {poles[0]}"
+
+
+def unwritten(folder: RunFolder) -> str:
+    """Why no command can do a run again, where that is so: its task was made in Python and is in no file."""
+    if not _about(folder).get("brought") or (folder.path / TASK).is_file():
+        return ""
+    return (
+        "its task was made in Python with a function as its metric, which no file can hold; make the task again in "
+        "Python and give it to trimtab.study with the settings of this run"
+    )
+
+
+def command(settings: Settings, task: Path | None = None, store: Path | None = None) -> str:
+    """The command that does a study again: of the `task` in a file of our own, where it is not the one in the settings,
+    into a `store`, where it is not the default one."""
+    parts = ["trimtab", "run", settings.task if task is None else str(task)]
+    for name, value in _changed(settings, task).items():
         flag = f"--{name.replace('_', '-')}"
-        if name in ("model", "seed", "dtype", "device", "positive", "encoding", "split"):
+        if name in ("model", "seed", "dtype", "device", "positive", "encoding", "split", "toward"):
             parts += [flag, str(value)]
-        elif value is True:
+        elif name in ("quick", "shuffle_labels"):
             parts.append(flag)
         elif name in ("mapping", "every"):
             flag = {"mapping": "--map"}.get(name, flag)
@@ -79,27 +96,51 @@ def command(settings: Settings) -> str:
             parts += [part for key, word in pairs for part in (flag, f"{key}={word}")]
         else:
             parts += ["--set", f"{name}={_written(value)}"]
-    return shlex.join(parts)
+    return shlex.join(parts if store is None else [*parts, "--store", str(store)])
 
 
-def python(settings: Settings) -> str:
-    """The Python that does a study again."""
-    given = "".join(f", {name}={value!r}" for name, value in _changed(settings).items())
-    return f'import trimtab\n\nstudy = trimtab.study("{settings.task}"{given})\nstudy.run()\nprint(study.verdict)\n'
+def python(settings: Settings, task: Path | None = None, store: Path | None = None) -> str:
+    """The Python that does a study again, as `command` does."""
+    changed = _changed(settings, task) | ({} if store is None else {"store": str(store)})
+    given = "".join(f", {name}={value!r}" for name, value in changed.items())
+    name = _quoted(settings.task if task is None else str(task))
+    return f"import trimtab\n\nstudy = trimtab.study({name}{given})\nstudy.run()\nprint(study.verdict)\n"
 
 
-def _changed(settings: Settings) -> dict[str, Any]:
-    """The settings that are not the defaults, or those of a quick study."""
+def _reuse(settings: Settings, intervention: Path) -> str:
+    """Python that writes with the intervention of a run; nothing where there is none yet."""
+    if not intervention.is_file():
+        return ""
+    return (
+        "import trimtab\n\n"
+        f"lm = trimtab.load({_quoted(settings.model)})\n"
+        f"found = trimtab.Intervention.load({_quoted(str(intervention))})\n"
+        'print(lm.generate("Once upon a time", edit=found))\n'
+    )
+
+
+def _quoted(text: str) -> str:
+    """A text as Python and JSON both write it, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _changed(settings: Settings, task: Path | None = None) -> dict[str, Any]:
+    """The settings that are not the defaults, or those of a quick study; those of reading a file not with our own."""
     default = Settings.of(task=settings.task, quick=settings.quick)
+    known = {"task"} if task is None else {"task", *READING} - set(WORDS)
     return {
         name: value
         for name in Settings.model_fields
-        if name != "task"
+        if name not in known
         and ((value := getattr(settings, name)) != getattr(default, name) or (name == "quick" and value))
     }
 
 
 def _written(value: object) -> str:
+    """A value as `--set` reads it; one with texts that are more than a word in them as TOML, which JSON is here."""
+    texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
+    if isinstance(value, bool) or any(not re.fullmatch(r"[\w.:-]+", text) for text in texts):
+        return json.dumps(value, ensure_ascii=False)
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

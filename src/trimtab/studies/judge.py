@@ -37,6 +37,8 @@ from trimtab.values.findings import (
     Validation,
 )
 from trimtab.values.outcome import Outcome
+from trimtab.values.propensity import share_below
+from trimtab.values.shares import share_of
 from trimtab.values.site import Site
 
 NEAR = 0.25
@@ -69,7 +71,7 @@ def evaluate(context: Context, screening: Screening, validation: Validation, fou
     return Evaluation(
         outcome=effect.outcome(),
         effect=Estimate.of(change, effect.groups),
-        wrong_way=float((change < 0).mean()),
+        wrong_way=share_below(change, effect.groups).mean,
         kl=Estimate.of(cost.kl[0]),
         neutral_tokens=cost.tokens,
         neutral_sources=len(cost.sources),
@@ -186,6 +188,8 @@ def _text(row: Prompts) -> str:
 def _prompt_only(context: Context, effect: Effects) -> Outcome | str:
     """The task's number with an instruction in place of the intervention, or why there is none to compare with."""
     task = context.parts.test
+    if not task.instruction and context.settings.toward == "negative":
+        return f"an instruction of {task.name} asks for {task.poles[1]}, and this study steers to {task.poles[0]}"
     if not task.instruction:
         return f"{task.name} has no instruction that would ask for it in words (a task's `instruction`)"
     if not all(isinstance(e, Counterfactual) or e.question for e in task.examples):
@@ -207,4 +211,4 @@ def _figures(context: Context, screening: Screening, picked: Intervention) -> di
         return {}
     train, test = context.parts.train, context.parts.test
     probe = locate.probe_accuracy(context.lm, train, test, str(wide[0]))
-    return {f"balanced accuracy of a probe at {wide[0]}": Estimate.of(probe.correct, test.groups)}
+    return {f"balanced accuracy of a probe at {wide[0]}": share_of(probe.correct, test.groups)}

@@ -7,9 +7,13 @@ a correlation to say. Methods of other packages count as much as those here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trimtab.errors import StudyError, nearest
 from trimtab.locate.methods import Method, about, methods, unfit
+from trimtab.locate.slopes import does_differentiate
 from trimtab.locate.sweep import does_intervene
+from trimtab.tasks.metrics import Metric, has_gradient, name_of
 
 
 def screener(name: str) -> Method:
@@ -23,6 +27,20 @@ def validator(name: str) -> Method:
     known = methods()
     fit = {n: m for n, m in known.items() if unfit(m) is None and does_intervene(m)}
     return _named(name, fit, "intervenes at sites", known)
+
+
+def check_gradients(screens: Sequence[str], metric: Metric) -> None:
+    """StudyError for screens that take the gradient of a metric that has none, with those that do without."""
+    wrong = [name for name in screens if does_differentiate(screener(name))]
+    if not wrong or has_gradient(metric):
+        return
+    kept = [name for name in screens if name not in wrong]
+    others = sorted(n for n, m in methods().items() if unfit(m) is None and not does_differentiate(m))
+    raise StudyError(
+        f"screens: {', '.join(wrong)} reads gradients of the metric, and {name_of(metric)} has none, as it moves in "
+        f'steps. Name screens that need none, such as screens = ["{kept[0] if kept else "magnitude_contrast"}"] (there '
+        f"are {', '.join(others)}), or give the task a metric with a gradient, such as log_prob_diff"
+    )
 
 
 def told(name: str) -> str:

@@ -35,12 +35,18 @@ class StudyPlan:
     candidates: int
     points: int
     draws: int
+    budget: int
     tokens: Mapping[str, int]
 
     @property
     def total(self) -> int:
         """Tokens of all stages."""
         return sum(self.tokens.values())
+
+    @property
+    def covered(self) -> float:
+        """The share of the tokens that the budget bounds: those of validation and search."""
+        return (self.tokens["validate"] + self.tokens["steer"]) / max(self.total, 1)
 
     def plain(self) -> dict[str, object]:
         """As JSON holds it."""
@@ -53,6 +59,7 @@ class StudyPlan:
             f"at most {self.candidates} candidates, {self.points} points, {self.draws} draws of each control",
             *(f"{stage:<9} {tokens:>10,} tokens" for stage, tokens in self.tokens.items()),
             f"{'in all':<9} {self.total:>10,} tokens through the model at most. Nothing was run",
+            f"the budget of {self.budget:,} covers validation and search, {self.covered:.0%} of these tokens",
         ]
         return "\n".join(lines)
 
@@ -67,7 +74,8 @@ def tried(settings: Settings) -> int:
 
 
 def plan(study: Study) -> StudyPlan:
-    """The plan of a study: its task is tokenised, nothing is run."""
+    """The plan of a study: its task is tokenised, nothing is run. Raises what `Study.check` raises."""
+    study.check()
     lm, settings, parts = study.lm, study.settings, study.parts
     both = sides(lm, parts.train)
     train = int(sum(prompts.lengths.sum() for prompts in both))
@@ -93,6 +101,7 @@ def plan(study: Study) -> StudyPlan:
         candidates=candidates,
         points=points,
         draws=settings.draws,
+        budget=settings.budget,
         tokens={
             "screen": screens * (train + (1 + BACKWARD) * asked["train"]),
             "validate": candidates * (1 + DRAWS) * asked["validation"],

@@ -15,9 +15,11 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from trimtab.errors import StudyError, nearest
+from trimtab.errors import StudyError, TaskError, nearest
 from trimtab.tasks import builtin
 from trimtab.tasks.formats import FIELDS
+from trimtab.tasks.metrics import check_name
+from trimtab.tasks.rows import MOST
 
 Object = Literal["resid_post", "attn_out", "mlp_out", "head", "neuron"]
 
@@ -25,8 +27,9 @@ Object = Literal["resid_post", "attn_out", "mlp_out", "head", "neuron"]
 class Settings(BaseModel):
     """The resolved configuration of a study, as it is saved with the run.
 
-    Numbers of examples are the most that are taken from a part; `budget` is the forward work of the validation and
-    the search together, in tokens through the whole model.
+    Numbers of examples are the most that are taken from a part; `budget` is the most forward work of the validation and
+    the search together, in tokens through the whole model, half of it for each. The screen and the evaluation, which
+    takes most of a study's tokens, are not bounded by it: their work follows from `draws` and the numbers of examples.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
@@ -43,6 +46,16 @@ class Settings(BaseModel):
     """Of a task file."""
     split: str | None = None
     """Of a data set in several parts: the one to read."""
+    most: int = Field(MOST, ge=1)
+    """Of a task file: rows that are read at most; one with more is refused."""
+    metric: str | None = None
+    """What is measured, where it should not be what the task or its file says: a name of `trimtab.tasks.metrics`."""
+    chat: bool | None = None
+    """Whether prompts and questions go into the model's chat template, where the task or its file says otherwise."""
+    instruction: str | None = None
+    """What asks in words for the side that is steered to, for the control of a prompt alone."""
+    poles: tuple[str, str] | None = None
+    """Words for the positive and the negative side."""
     model: str = "smollm2-135m-instruct"
     dtype: str | None = None
     device: str | None = None
@@ -50,6 +63,9 @@ class Settings(BaseModel):
     quick: bool = False
     shuffle_labels: bool = False
     """Toss the labels of every example first: a study of nothing, which must find nothing."""
+    toward: Literal["positive", "negative"] = "positive"
+    """The side that is steered to: with "negative" the two sides of a contrast task are exchanged first, and its own
+    instruction, which asks for the other, is left out."""
 
     objects: tuple[Object, ...] = Field(("resid_post", "head", "neuron"), min_length=1)
     """What is searched: residual stream, sublayer outputs, attention heads, MLP neurons."""
@@ -105,6 +121,16 @@ class Settings(BaseModel):
                     f'"{scope}" is a span, which neutral text has not: write all, prompt, generated, last or a slice'
                 )
         return scopes
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str | None) -> str | None:
+        if metric is not None:
+            try:
+                check_name(metric)
+            except TaskError as error:
+                raise ValueError(str(error)) from None
+        return metric
 
     @field_validator("coefficients", "factors")
     @classmethod
@@ -225,7 +251,9 @@ def read_by(stage: str) -> tuple[str, ...]:
     return (*PARTS, *READ[stage])
 
 
-READING = ("mapping", "every", "positive", "encoding", "split")
+WORDS = ("metric", "chat", "instruction", "poles")
+"""Settings that a task has itself, of which a study may say otherwise, also of a built-in task."""
+READING = ("mapping", "every", "positive", "encoding", "split", "most", *WORDS)
 """Settings that say how a task file is read; what was read is in the hash of the task."""
 PARTS = ("seed", "train", "validation")
 NEUTRAL = ("search_tokens", "search_passages")
@@ -249,6 +277,7 @@ READ: Mapping[str, tuple[str, ...]] = {
         "others",
         "samples",
         "new_tokens",
+        "toward",
     ),
     "verdict": (),
 }

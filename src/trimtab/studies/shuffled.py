@@ -4,12 +4,11 @@ The place, the scope, the sign and the coefficient of the picked intervention we
 Were its labels tossed, the study would have chosen as freely; how far it would have come is what these draws show, and
 the rank of the picked one among them is a test of the whole study by permutation, an approximate one: a draw has a
 screen of its own, no validation stage, one strength for each proposal, and the picked method alone, where the study
-chose among several. Its places are those where its own mean
-difference, times the gradient of the task's number, promises most; difference of means (or scaling, where that was
-picked) is tried there at the same scopes on the validation part, at the largest coefficient of the study or, where that
-costs more KL than the study allows, at the one that costs as much, and with both signs. The one of most effect is the
-draw's. Where another method was picked, that one is tried, on the task whose pairs are swapped; a sign is chosen where
-it adds vectors.
+chose among several. Its places are those where its own mean difference, times the gradient of the task's number (or of
+one like it that has a gradient), promises most; difference of means (or scaling, where that was picked) is tried there
+at the same scopes on the validation part, at the largest coefficient of the study or, where that costs more KL than the
+study allows, at the one that costs as much, and with both signs. The one of most effect is the draw's. Where another
+method was picked, that one is tried, on the task whose pairs are swapped; a sign is chosen where it adds vectors.
 
 Exactly half of the pairs are swapped. With coins that may fall unevenly something of the true difference would remain
 in every draw, and the choice of its sign would find it again.
@@ -115,8 +114,14 @@ def positions(context: Context) -> tuple[str, ...]:
 
 
 def gradients(context: Context, sites: list[Site]) -> Mapping[Site, np.ndarray]:
-    """The gradient of the task's number on the train part at each site, summed over positions, mean over examples."""
+    """The gradient of the task's number on the train part at each site, summed over positions, mean over examples.
+
+    Of a metric that moves in steps and has no gradient (rank, accuracy) that of `log_prob_diff` stands in: it says
+    which places promise most; what is tried there is compared by the task's own number.
+    """
     made = measure(context.lm, context.parts.train, on="gap")
+    if not made.readout.differentiable:
+        made = measure(context.lm, context.parts.train, on="gap", metric="log_prob_diff")
     total: dict[Site, np.ndarray] = {}
     for start in range(0, made.prompts.batch, ROWS):
         rows = list(range(start, min(start + ROWS, made.prompts.batch)))

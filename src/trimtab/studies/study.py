@@ -24,15 +24,18 @@ from trimtab.errors import StudyError, TaskError
 from trimtab.evaluate.texts import capability, neutral
 from trimtab.report.study import study_html
 from trimtab.studies.context import Context, Report
-from trimtab.studies.findings import ABOUT, KINDS, TASK, findings, numbers, provenance, tables
+from trimtab.studies.findings import ABOUT, KINDS, TASK, aim, findings, numbers, provenance, tables
 from trimtab.studies.folder import RunFolder
-from trimtab.studies.settings import READING, Settings, read_by
+from trimtab.studies.locating import check_gradients
+from trimtab.studies.methods import check_methods
+from trimtab.studies.settings import READING, WORDS, Settings, read_by
 from trimtab.studies.state import settings_hash
 from trimtab.studies.store import Store
 from trimtab.tasks import builtin
 from trimtab.tasks.files import load_task, save_task
 from trimtab.tasks.fit import Fitted, fit
 from trimtab.tasks.groups import refuse_leaks
+from trimtab.tasks.opposite import opposite
 from trimtab.values.edit import Intervention
 from trimtab.values.findings import STAGES, Evaluation, Findings, Screening, Search, Validation, Verdict
 from trimtab.values.saved import Saved
@@ -47,7 +50,7 @@ LEAST_GROUPS = 3
 """In each part."""
 RECENT = 50
 """Runs in which a stage's result is looked for."""
-VERSION = 4
+VERSION = 5
 """Of what the stages compute: a change here makes every stage run again."""
 Listener = Callable[[str, str, float], None]
 """Told the stage, what is being done in it, and the share of it that is done."""
@@ -99,11 +102,40 @@ class Study:
             return self._task
         name, reading = self.settings.task, self.settings.reading()
         if name in builtin.names() or not Path(name).exists():
+            if Path(name).suffix or "/" in name:
+                raise StudyError(
+                    f"there is no file {name} (looked for at {Path(name).absolute()}): give the path of a task file, "
+                    f"or a built-in task: {', '.join(builtin.names())}"
+                )
             task = builtin.task(name)
-            if reading:
-                raise StudyError(f"{next(iter(reading))} is for task files: the built-in task {name} needs none")
-            return task
+            if wrong := [key for key in reading if key not in WORDS]:
+                raise StudyError(f"{wrong[0]} is for task files: the built-in task {name} needs none")
+            return task.with_(**reading) if reading else task
         return load_task(name, **reading)
+
+    @cached_property
+    def _aimed(self) -> Task:
+        """The task with the side that is steered to as the positive one."""
+        if self.settings.toward == "positive":
+            return self._whole
+        try:
+            return opposite(self._whole, self.settings.instruction or "")
+        except TaskError as error:
+            raise StudyError(
+                f'toward="negative" exchanges the two sides of a contrast task: {error}. Leave it out, and take what '
+                "is found the other way round (study.intervention * -1 of a vector), or give a contrast task of the "
+                "behaviour"
+            ) from error
+
+    def check(self) -> None:
+        """Raise what is wrong with the task and the methods named, as far as it is known without the model.
+
+        StudyError for a method that does not exist, that no study can use or that needs the gradient of a metric that
+        has none, a file that is not there, or a task that cannot be steered `toward` the side asked for; TaskError for
+        a task that cannot be read.
+        """
+        check_methods(self.settings)
+        check_gradients(self.settings.screens, self._aimed.metric)
 
     @cached_property
     def task(self) -> Task:
@@ -114,7 +146,7 @@ class Study:
     @cached_property
     def fitted(self) -> Fitted:
         """What the model's tokenizer can do of the task; StudyError where it asks one and the same thing."""
-        found = fit(self.lm, self._whole)
+        found = fit(self.lm, self._aimed)
         if found.distinct < 2:
             raise StudyError(
                 f"the {len(found.task)} example(s) of {found.task.name} are all read after the same prompt with the "
@@ -154,8 +186,12 @@ class Study:
         has gone through on the same inputs is taken over from it; not so with `fresh`. What is raised, also by Ctrl-C,
         leaves the run as it was after its last stage.
 
-        Raises StudyError where another process runs it, or the budget does not pay for one candidate.
+        Nothing is printed; a `listener` is told of progress: `.run(lambda stage, what, share: print(stage, what))`.
+
+        Raises what `check` raises, before anything is run; StudyError where another process runs it, or the budget does
+        not pay for one candidate.
         """
+        self.check()
         settings = self.settings.plain()
         self._fresh = fresh
         if fresh:
@@ -195,12 +231,8 @@ class Study:
         from trimtab.studies.judge import evaluate
         from trimtab.studies.screen import screen
         from trimtab.studies.search import search
-        from trimtab.studies.steering import steerer
         from trimtab.studies.validate import validate
         from trimtab.studies.verdict import conclude
-
-        for name in self.settings.steerers:  # one that cannot be used is refused before anything is run
-            steerer(name)
 
         def context(stage: str) -> Context:
             report: Report = lambda what, share: listener(stage, what, min(share, 1.0))  # noqa: E731
@@ -213,7 +245,7 @@ class Study:
         validation = told("validate", lambda c: validate(c, screening))
         found = told("steer", lambda c: search(c, validation))
         evaluation = told("evaluate", lambda c: evaluate(c, screening, validation, found))
-        told("verdict", lambda c: conclude(self.task.name, validation, found, evaluation))
+        told("verdict", lambda c: conclude(self._aim, validation, found, evaluation))
 
     def _stage(self, stage: str, work: Callable[[], T], listener: Listener) -> T:
         """What a stage finds, read where it has run on the same inputs."""
@@ -232,6 +264,7 @@ class Study:
             return found  # pyright: ignore[reportReturnType]
         folder.forget(*STAGES[STAGES.index(stage) :])
         folder.log("began", stage=stage)
+        listener(stage, "begins", 0.0)
         began = time.monotonic()
         found = work()
         seconds = time.monotonic() - began
@@ -286,13 +319,17 @@ class Study:
             "poles": list(self.task.poles),
             "digest": self.task.digest,
             "examples": {name: len(part) for name, part in self.parts._asdict().items()},
+            "brought": self._task is not None,
             "dtype": str(self.lm.dtype).removeprefix("torch."),
             "attention": self.lm.attention,
             "provenance": json.loads(provenance(self.lm, self.parts.test, self.settings).to_json()),
         }
         brought = self._task is not None or self.settings.task not in builtin.names()
-        if brought and isinstance(self.task.metric, str):
-            save_task(self._whole, self.folder.path / TASK)
+        kept = self.folder.path / TASK
+        if brought and isinstance(self._whole.metric, str):
+            save_task(self._whole, kept)
+        else:
+            kept.unlink(missing_ok=True)  # of an earlier attempt, with another task of this name
         self.folder.write_text(ABOUT, json.dumps(about, indent=1, ensure_ascii=False))
 
     def _write(self) -> None:
@@ -315,6 +352,11 @@ class Study:
         """Of the task, or of the file that it is in."""
         task = self.settings.task if self._task is None else self._task.name
         return Path(task).stem
+
+    @property
+    def _aim(self) -> str:
+        """What is steered, and to which side where it is not the positive one."""
+        return aim(self.task.name, self.task.poles, self.settings)
 
     def _found(self, stage: str) -> Saved:
         if self.folder is None or stage not in self.folder.state.stages:
@@ -349,8 +391,10 @@ class Study:
     @property
     def intervention(self) -> Intervention:
         """The picked intervention, empty where none was found worth picking; `lm.run` and `lm.generate` take it."""
-        made = self.findings.provenance
-        return self.search.intervention.with_(name=f"{self.name} ({self.verdict.outcome})", provenance=made)
+        found = self.findings
+        return self.search.intervention.with_(
+            name=f"{found.name} ({self.verdict.outcome})", provenance=found.provenance
+        )
 
     @property
     def findings(self) -> Findings:
@@ -373,8 +417,9 @@ def study(
         task: the name of a built-in task, a task file, a TOML file of settings, or a `Task`.
         model: a name or path to load, or an `LM`.
         store: where runs are kept: a folder or a `Store`; by default `$TRIMTAB_RUNS`, else `runs` here.
-        settings: those of `Settings`, such as `quick=True`, `seed=1`, `kl_limit=0.2`, `objects=("head",)`; for a file
-            with other columns than ours, `mapping={"positive": "good"}` and `every={"question": "It is"}`.
+        settings: those of `Settings`, such as `quick=True`, `seed=1`, `kl_limit=0.2`, `objects=("head",)`,
+            `toward="negative"`; for a file with other columns than ours, `mapping={"positive": "good"}` and
+            `every={"question": "It is"}`.
 
     Raises StudyError for an unknown setting, with the nearest one, or a value that does not fit.
 
@@ -389,8 +434,8 @@ def study(
     if not isinstance(task, str | Path):
         if given := [name for name in READING if name in settings]:
             raise StudyError(
-                f"{given[0]} is for task files, and a Task has been read already: give it to load_task, or give the "
-                "file's path"
+                f"{given[0]} is for task files, and a Task has been read already: give it to load_task"
+                f"{' or task.with_' if given[0] in WORDS else ''}, or give the file's path"
             )
         return Study(Settings.of(task=task.name, **settings), lm=lm, task=task, store=kept)
     if Path(task).suffix == ".toml":

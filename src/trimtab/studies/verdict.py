@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from trimtab.values.findings import Estimate, Evaluation, Search, Validation, Verdict
 
 
@@ -88,7 +90,9 @@ def _differences(evaluation: Evaluation) -> list[str]:
 def _caveats(evaluation: Evaluation) -> list[str]:
     found = []
     if evaluation.wrong_way > 0:
-        found.append(f"{evaluation.wrong_way:.0%} of the test examples move the wrong way.")
+        wrong = evaluation.moved_wrong
+        ends = f" [{wrong.low:.0%}, {wrong.high:.0%}]" if math.isfinite(wrong.low) else ""
+        found.append(f"{evaluation.wrong_way:.0%}{ends} of the test examples move the wrong way.")
     moved = [e for e in evaluation.entangled if e.standardised.excludes_zero and abs(e.standardised.mean) > 0.5]
     if moved:
         moved.sort(key=lambda e: -abs(e.standardised.mean))

@@ -22,7 +22,7 @@ from trimtab.tasks.fields import Broken, Plan, fields, kind_of, plan_of
 from trimtab.tasks.formats import FIELDS, FORMATS, KINDS
 from trimtab.tasks.groups import refuse_leaks
 from trimtab.tasks.making import MAKERS, Fault, Part
-from trimtab.tasks.metrics import BY_NAME, Metric
+from trimtab.tasks.metrics import DEFAULT, NAMES, Metric, check_name
 from trimtab.tasks.records import Place, Values
 from trimtab.tasks.rows import MOST, Source, Unit, Wish, units
 from trimtab.tasks.task import Task
@@ -72,21 +72,24 @@ def load_task(
     most: int = MOST,
     encoding: str = "utf-8",
     split: str | None = None,
+    poles: Sequence[str] | None = None,
+    instruction: str | None = None,
 ) -> Task:
     """A task from a file, several, a folder, or rows in memory.
 
     `source`: a .jsonl, .json, .csv or .tsv file; a file of one of the known data sets (docs/tasks.md); a folder of such
     files, or one that Hugging Face datasets saved; a list of paths; any iterable of mappings, or a data frame.
     `mapping` names for our fields (`FIELDS`) the column or a template with columns in braces; columns that bear our
-    names need no mention. `every` gives fields that are the same in all rows. `metric`, `chat` and `name` are those of
-    the task, where they should not be the format's. `positive` is the label of the positive side. `most` rows are read,
+    names need no mention. `every` gives fields that are the same in all rows. `metric`, `chat`, `name`, `poles` (words
+    for the positive and the negative side) and `instruction` are those of the task, where they should not be those of
+    the format or of the file's first line. `positive` is the label of the positive side. `most` rows are read,
     and a source with more is refused. `split` is the part of a data set that has several.
 
     Rows without a group are a group each, or share one where they share a text.
 
     Raises TaskError, which names file and line, where anything is broken.
     """
-    wish = Wish(mapping, every, name, metric, chat, positive, most, encoding, split)
+    wish = Wish(mapping, every, name, metric, chat, positive, most, encoding, split, poles, instruction)
     return _loaded(source, wish).sound()
 
 
@@ -99,9 +102,11 @@ def _loaded(source: Source, wish: Wish) -> Loaded:
     for key in (*(wish.mapping or ()), *(wish.every or ())):
         if key not in FIELDS:
             raise TaskError(f'"{key}" is not a field of a task{nearest(key, FIELDS)}: there are {", ".join(FIELDS)}')
-    if isinstance(wish.metric, str) and wish.metric not in BY_NAME:
-        known = ", ".join(BY_NAME)
-        raise TaskError(f'unknown metric "{wish.metric}"{nearest(wish.metric, BY_NAME)}: there are {known}')
+    if isinstance(wish.metric, str):
+        check_name(wish.metric)
+    poles = None if wish.poles is None else tuple(wish.poles)
+    if poles is not None and not _two_texts(poles):
+        raise TaskError(f"poles are the two texts that name the sides, got {wish.poles!r}")
     if wish.most < 1:
         raise TaskError(f"most is the number of rows to read, 1 or more, got {wish.most}")
     name, found = units(source, wish)
@@ -121,7 +126,8 @@ def _loaded(source: Source, wish: Wish) -> Loaded:
     if form is not None:
         settings |= {"about": form.about, "poles": first.poles or form.poles, "chat": form.chat, "read": form.read}
     settings |= first.header
-    asked = {"name": wish.name, "metric": wish.metric, "chat": wish.chat}
+    asked = {"name": wish.name, "metric": wish.metric, "chat": wish.chat, "poles": poles}
+    asked |= {"instruction": wish.instruction}
     settings |= {key: value for key, value in asked.items() if value is not None}
     task = Task(examples=examples, **settings) if examples else None  # pyright: ignore[reportArgumentType]
     return Loaded(settings["name"], first.plan.named, budget.used, task, tuple(places), tuple(faults), tuple(notes))
@@ -134,7 +140,7 @@ def save_task(task: Task, path: str | PathLike[str]) -> None:
     """
     path = Path(path)
     if not isinstance(task.metric, str):
-        raise TaskError(f"{task.name}: its metric is a function, and a file holds names only: {', '.join(BY_NAME)}")
+        raise TaskError(f"{task.name}: its metric is a function, and a file holds names only: {', '.join(NAMES)}")
     refuse_leaks(task.examples, [f"example {i}" for i in range(len(task))], task.name)
     head = {"task": task.name} | {key: getattr(task, key) for key in HEADER if key != "name"}
     rows = [
@@ -170,9 +176,11 @@ class _Budget:
     def spend(self, place: Place) -> None:
         self.used += 1
         if self.used > self.most:
+            more = 10 * self.most
             raise TaskError(
-                f"{place.file} holds more than {self.most:,} rows (reading stopped at {place.unit} {place.line}): read "
-                f"more of them with most={10 * self.most:,}, or cut the file down"
+                f"{place.file} holds more than {self.most:,} rows (reading stopped at {place.unit} {place.line}): cut "
+                f"the file down, or read more of them with most={more} in Python, --set most={more} of trimtab run, or "
+                f"--most {more} of trimtab task check"
             )
 
 
@@ -232,11 +240,17 @@ def _header(place: Place, row: Values) -> dict[str, Any]:
     for key in ("name", "about", "metric", "read", "source"):
         if not isinstance(found.get(key, ""), str):
             raise TaskError(f"{place}: {key} must be a text, got {found[key]!r}")
-    if found.get("metric", "log_prob_diff") not in BY_NAME:
-        raise TaskError(f'{place}: unknown metric "{found["metric"]}"{nearest(found["metric"], BY_NAME)}')
+    try:
+        check_name(found.get("metric", DEFAULT))
+    except TaskError as error:
+        raise TaskError(f"{place}: {error}") from None
     if not isinstance(found.get("chat", False), bool):
         raise TaskError(f"{place}: chat must be true or false, got {found['chat']!r}")
     poles = found.get("poles", ("", ""))
-    if not (isinstance(poles, tuple) and len(poles) == 2 and all(isinstance(pole, str) for pole in poles)):
+    if not _two_texts(poles):
         raise TaskError(f"{place}: poles are the two texts that name the sides, got {poles!r}")
     return found
+
+
+def _two_texts(poles: object) -> bool:
+    return isinstance(poles, tuple) and len(poles) == 2 and all(isinstance(pole, str) for pole in poles)

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from trimtab.errors import PromptError, TaskError
+from trimtab.errors import PromptError, TaskError, nearest
 from trimtab.model.spans import locate
 from trimtab.model.tokens import rows_of_texts, special
 from trimtab.tasks.distinct import joined, measured
 from trimtab.tasks.example import Contrast, Counterfactual, Example
 from trimtab.tasks.measure import measure, tokens_of
+from trimtab.tasks.metrics import SEQUENCE
 from trimtab.tasks.task import LEAST, Task
 from trimtab.values.span import Span
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM
 
 Reasons = dict[int, str]
+Read = Literal["both", "clean", "corrupt"]
+"""Which prompts of counterfactual examples are used: both, so that they have to correspond, or one alone."""
 AT_ONCE = 1 << 13
 """Tokens that one forward pass may hold."""
 
@@ -82,15 +86,16 @@ class Fitted:
         )
 
 
-def fit(lm: LM, task: Task, *, right_only: bool = False, least: int | None = None) -> Fitted:
+def fit(lm: LM, task: Task, *, read: Read = "both", right_only: bool = False, least: int | None = None) -> Fitted:
     """Leave out the examples of a task that the model's tokenizer cannot do.
 
     Kept are examples whose answers and distractors are single tokens of their own (or, of a contrast task most of whose
     answers are not, one answer and one distractor to be compared as texts); whose clean and corrupt prompts have
     equally many tokens; whose spans occur once; which fit the model's positions; which repeat no other one; and which
     leave something to predict a text from. Groups whose examples are read after the same tokens, with the same answers
-    to choose from, become one. `right_only` keeps of these the counterfactual examples whose clean prompt
-    the model continues rather with an answer than with a distractor.
+    to choose from, become one. For what puts nothing of one prompt into the other, `read` names the one that is read,
+    "clean" or "corrupt": its twin may then be of any length, and needs no spans. `right_only` keeps of these the
+    counterfactual examples whose clean prompt the model continues rather with an answer than with a distractor.
 
     Raises TaskError where nothing is left, where fewer than `least` examples are, and where the model has no chat
     template that the task needs.
@@ -103,10 +108,13 @@ def fit(lm: LM, task: Task, *, right_only: bool = False, least: int | None = Non
         raise TaskError(
             f"{task.name} is a contrast task: right_only is for counterfactual ones, which have a right answer"
         )
+    if read not in (kinds := ("both", "clean", "corrupt")):
+        raise TaskError(f'read is which prompts are used, {", ".join(kinds)}, got "{read}"{nearest(str(read), kinds)}')
     _check_template(lm, task)
     reasons: Reasons = {}
-    checks: tuple[Callable[[LM, Task, list[int]], Reasons], ...]
-    checks = (_words, _spans, _twins, _repeated) if task.shape == "counterfactual" else (_words, _sides, _repeated)
+    checks: tuple[Callable[[LM, Task, list[int]], Reasons], ...] = (_words, _sides, _repeated)
+    if task.shape == "counterfactual":
+        checks = (_words, partial(_spans, read=read), partial(_twins, read=read), _repeated)
     for check in (*checks, _wrong) if right_only else checks:
         left = [i for i in range(len(task)) if i not in reasons]
         if left:
@@ -175,7 +183,7 @@ def _words(lm: LM, task: Task, which: list[int]) -> Reasons:
     words = {i: (*e.answers, *e.distractors) for i, e in examples.items()}
     tokens = tokens_of(lm, (word for each in words.values() for word in each))
     several = {i for i, each in words.items() if any(len(tokens[word]) != 1 for word in each)}
-    if task.shape == "contrast" and 2 * len(several) > len(which):
+    if task.shape == "contrast" and (2 * len(several) > len(which) or task.metric == SEQUENCE):
         some = ((i, e) for i, e in examples.items() if e.answers)
         return {
             i: f"several answers of several tokens: {(*e.answers, *e.distractors)}"
@@ -195,41 +203,43 @@ def _words(lm: LM, task: Task, which: list[int]) -> Reasons:
     return found
 
 
-def _spans(lm: LM, task: Task, which: list[int]) -> Reasons:
-    """Spans that are not in the text, or more than once."""
+def _spans(lm: LM, task: Task, which: list[int], read: Read) -> Reasons:
+    """Spans that are not in the text that is read, or more than once."""
     found: Reasons = {}
     for i in which:
         example = task.examples[i]
         assert isinstance(example, Counterfactual)
         try:
             for name, span in example.spans.items():
-                Span.of(span).locate(example.clean)
-                Span.of(example.corrupt_spans.get(name, span)).locate(example.corrupt)
+                if read != "corrupt":
+                    Span.of(span).locate(example.clean)
+                if read != "clean":
+                    Span.of(example.corrupt_spans.get(name, span)).locate(example.corrupt)
         except PromptError as error:
             found[i] = f"a span that does not occur once: {str(error).partition(': say which')[0]}"
     return found
 
 
-def _twins(lm: LM, task: Task, which: list[int]) -> Reasons:
-    """Clean and corrupt prompts that the tokenizer refuses, of different length, or too long."""
+def _twins(lm: LM, task: Task, which: list[int], read: Read) -> Reasons:
+    """Clean and corrupt prompts that the tokenizer refuses; of those that are read, different length, or too long."""
     examples = [example for i in which if isinstance(example := task.examples[i], Counterfactual)]
     named = [name for name in examples[0].spans if all(name in e.spans for e in examples)]
-    clean = _lengths(
-        lm,
-        [e.clean for e in examples],
-        {name: [e.spans[name] for e in examples] for name in named},
-        task.chat,
-        task.system,
-    )
+    spans = {name: [e.spans[name] for e in examples] for name in named}
     others = {name: [e.corrupt_spans.get(name, e.spans[name]) for e in examples] for name in named}
-    corrupt = _lengths(lm, [e.corrupt for e in examples], others, task.chat, task.system)
+    clean, corrupt = (
+        _lengths(lm, texts, places if read in ("both", name) else {}, task.chat, task.system)
+        for name, texts, places in (
+            ("clean", [e.clean for e in examples], spans),
+            ("corrupt", [e.corrupt for e in examples], others),
+        )
+    )
     found: Reasons = {}
     for i, one, other in zip(which, clean, corrupt, strict=True):
         if isinstance(one, str) or isinstance(other, str):
             found[i] = f"a prompt that the tokenizer refuses: {one if isinstance(one, str) else other}"
-        elif one != other:
+        elif read == "both" and one != other:
             found[i] = f"clean and corrupt of different length: {one} and {other} tokens in {task.examples[i]!r}"
-        elif reason := _too_long(lm, one):
+        elif reason := _too_long(lm, other if read == "corrupt" else one):
             found[i] = reason
     return found
 

@@ -20,7 +20,7 @@ from trimtab.model.prompts import Prompts
 from trimtab.model.protocols import Readout
 from trimtab.model.tokens import continuations
 from trimtab.tasks.example import Contrast, Counterfactual
-from trimtab.tasks.metrics import Choice, Metric, readout, sequence_log_prob
+from trimtab.tasks.metrics import DEFAULT, SEQUENCE, Choice, Metric, readout, sequence_log_prob
 from trimtab.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Measure:
 
 
 On = Literal["clean", "corrupt", "gap"]
+Side = Literal["positive", "negative"]
 
 
 class Sides(NamedTuple):
@@ -79,16 +80,17 @@ def measure(lm: LM, task: Task, on: On = "corrupt", metric: Metric | None = None
 
     Contrast tasks are read after their questions, whose tokens but the first are the span "text"; counterfactual tasks
     on their "clean" or their "corrupt" prompts, or on both as the "gap": the number of the clean prompt minus that
-    of the corrupt one, by how much the model tells the two apart.
-    `metric` reads something else than the task's own.
+    of the corrupt one, by how much the model tells the two apart. The twins may differ in length: who puts something of
+    one prompt into the other asks `sides`, which refuses those that do not correspond.
+    `metric` reads something else than the task's own. "sequence_log_prob" compares the texts of contrast examples also
+    where they are single tokens: the answer with the distractor after the question.
 
     Raises TaskError where an answer is more than one token and a metric of single tokens is asked for.
     """
     if task.shape == "counterfactual":
         if on == "gap":
             return _gap(lm, task, metric)
-        sides_ = sides(lm, task)
-        prompts = sides_.positive if on == "clean" else sides_.negative
+        prompts = one_side(lm, task, "positive" if on == "clean" else "negative")
         return _of_words(lm, task, prompts, task.examples, metric)
     examples: Sequence[Contrast] = task.examples  # pyright: ignore[reportAssignmentType]
     asked = [bool(example.question) for example in examples]
@@ -96,7 +98,8 @@ def measure(lm: LM, task: Task, on: On = "corrupt", metric: Metric | None = None
         questions = [example.question for example in examples]
         prompts = lm.prompts(questions, chat=task.chat, system=task.system if task.chat else None)
         prompts = _with_text(prompts, prompts.lengths.tolist())
-        if answer_tokens(lm, [word for e in examples for word in (*e.answers, *e.distractors)]) is not None:
+        words = [word for e in examples for word in (*e.answers, *e.distractors)]
+        if (task.metric if metric is None else metric) != SEQUENCE and answer_tokens(lm, words) is not None:
             return _of_words(lm, task, prompts, examples, metric)
         texts = [(e.question, (e.answers[0], e.distractors[0])) for e in examples]
         if any(len(e.answers) != 1 or len(e.distractors) != 1 for e in examples):
@@ -114,39 +117,38 @@ def measure(lm: LM, task: Task, on: On = "corrupt", metric: Metric | None = None
 
 
 def measure_alone(lm: LM, task: Task, metric: Metric | None = None) -> Measure:
-    """`measure` on the clean prompts of a counterfactual task without a look at their twins, which may be of another
-    length: where nothing of one prompt is put into the other. Spans are those that every clean prompt has.
-    """
-    examples = [e for e in task.examples if isinstance(e, Counterfactual)]
-    if not examples:
+    """`measure` on the clean prompts of a counterfactual task. TaskError for a contrast task, which has none."""
+    if task.shape != "counterfactual":
         raise TaskError(f"{task.name} has contrast examples, and clean prompts with answers are needed")
-    named = [name for name in examples[0].spans if all(name in e.spans for e in examples)]
-    texts = [e.clean for e in examples]
-    spans = {**{name: [e.spans[name] for e in examples] for name in named}, "text": texts}
-    options = {"chat": task.chat, "system": task.system if task.chat else None}
-    return _of_words(lm, task, _without_sink(lm.prompts(texts, spans=spans, **options)), examples, metric)
+    return measure(lm, task, "clean", metric)
 
 
 def sides(lm: LM, task: Task) -> Sides:
     """The prompts whose activations are compared. PromptError where clean and corrupt do not correspond."""
+    both = Sides(one_side(lm, task, "positive"), one_side(lm, task, "negative"))
     if task.shape == "counterfactual":
-        examples: Sequence[Counterfactual] = task.examples  # pyright: ignore[reportAssignmentType]
+        both.positive.align(both.negative)
+    return both
+
+
+def one_side(lm: LM, task: Task, which: Side) -> Prompts:
+    """The prompts of one of the two `sides`, without a look at the other, which may be of another length."""
+    if which not in ("positive", "negative"):
+        raise TaskError(f'a side is "positive" (clean) or "negative" (corrupt), got {which!r}')
+    if task.shape == "counterfactual":
+        examples = [e for e in task.examples if isinstance(e, Counterfactual)]
         named = [name for name in examples[0].spans if all(name in e.spans for e in examples)]
-        clean_spans = {name: [e.spans[name] for e in examples] for name in named}
-        corrupt_spans = {name: [e.corrupt_spans.get(name, e.spans[name]) for e in examples] for name in named}
-        clean, corrupt = [e.clean for e in examples], [e.corrupt for e in examples]
+        if which == "positive":
+            texts, spans = [e.clean for e in examples], [e.spans for e in examples]
+        else:
+            texts, spans = [e.corrupt for e in examples], [{**e.spans, **e.corrupt_spans} for e in examples]
+        places = {**{name: [each[name] for each in spans] for name in named}, "text": texts}
         options = {"chat": task.chat, "system": task.system if task.chat else None}
-        made = [
-            _without_sink(lm.prompts(texts, spans={**spans, "text": texts}, **options))
-            for texts, spans in ((clean, clean_spans), (corrupt, corrupt_spans))
-        ]
-        made[0].align(made[1])
-        return Sides(*made)
-    contrasts: Sequence[Contrast] = task.examples  # pyright: ignore[reportAssignmentType]
-    return Sides(
-        _contrast_side(lm, task, [(e.prompt, e.positive, e.positive_system) for e in contrasts]),
-        _contrast_side(lm, task, [(e.prompt, e.negative, e.negative_system) for e in contrasts]),
-    )
+        return _without_sink(lm.prompts(texts, spans=places, **options))
+    contrasts = [e for e in task.examples if isinstance(e, Contrast)]
+    if which == "positive":
+        return _contrast_side(lm, task, [(e.prompt, e.positive, e.positive_system) for e in contrasts])
+    return _contrast_side(lm, task, [(e.prompt, e.negative, e.negative_system) for e in contrasts])
 
 
 def openings(lm: LM, task: Task) -> Prompts:
@@ -252,10 +254,11 @@ def _of_texts(
     lm: LM, task: Task, texts: Sequence[tuple[str, tuple[str, str]]], metric: Metric | None, *, mean: bool
 ) -> Measure:
     """A measure of log-likelihoods: of the first continuation minus that of the second, each after its prompt."""
-    if metric is not None:
+    other = task.metric if metric is None and task.metric != DEFAULT else metric
+    if other not in (None, SEQUENCE):
         raise TaskError(
-            f"{task.name} is read as the log-likelihood of whole texts, and {metric!r} reads single tokens; give "
-            "questions with answers of one token, or leave the metric out"
+            f"{task.name} is read as the log-likelihood of whole texts, and {other!r} reads single tokens; give "
+            f'questions with answers of one token, or leave the metric out (or name it, "{SEQUENCE}")'
         )
     rows: list[list[int]] = []
     targets: list[list[int]] = []

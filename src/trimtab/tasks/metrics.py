@@ -1,8 +1,8 @@
 """Metrics as readouts: the number that is made of the logits of each row.
 
 Each takes the words that the behaviour calls for (`Choice` of answers) and those it does not (distractors), one set
-for each row, and gives a `Readout` whose `differentiable` says whether gradients of it mean anything. A new metric is a
-function here; its name is the metric's.
+for each row, and gives a `Readout` whose `differentiable` says whether gradients of it mean anything. Of every metric
+more is better: whatever searches takes what raises it. A new metric is a function here; its name is the metric's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from trimtab.model.protocols import Readout
 from trimtab.values.scope import Scope
 
 Function = Callable[[Tensor, Tensor], Tensor]
-Metric = str | Function
+Metric = str | Function | Readout
+"""A name (`NAMES`), a function of logits and rows, or a readout made beforehand."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +88,12 @@ def log_odds(answers: Choice, distractors: Choice, where: str | Scope = "last") 
 
 
 def rank(answers: Choice, distractors: Choice, where: str | Scope = "last") -> Readout:
-    """The best rank of an answer in the vocabulary, 1 being the top; of no use to gradients."""
+    """Minus the best rank of an answer in the vocabulary, −1 being the top; of no use to gradients."""
 
     def function(logp: Tensor, a: Tensor, d: Tensor) -> Tensor:
-        return (logp > a.amax(-1, keepdim=True)).sum(-1).to(logp.dtype) + 1
+        return -(logp > a.amax(-1, keepdim=True)).sum(-1).to(logp.dtype) - 1
 
-    return _of_all(function, answers, distractors, where, "rank", "rank", differentiable=False)
+    return _of_all(function, answers, distractors, where, "rank", "ranks", differentiable=False)
 
 
 def accuracy(answers: Choice, distractors: Choice, where: str | Scope = "last") -> Readout:
@@ -108,12 +109,66 @@ def accuracy(answers: Choice, distractors: Choice, where: str | Scope = "last") 
 BY_NAME = {f.__name__: f for f in (log_prob_diff, logit_diff, log_prob, prob, prob_diff, log_odds, rank, accuracy)}
 
 
+DEFAULT = log_prob_diff.__name__
+"""What a task is measured by that names nothing else."""
+SEQUENCE = "sequence_log_prob"
+"""The name of the log-likelihood of whole texts, which `tasks.measure` makes of the texts of contrast examples."""
+NAMES = (*BY_NAME, SEQUENCE)
+"""The metrics that a task can name."""
+
+
+def name_of(metric: Metric) -> str:
+    """What a metric is called."""
+    if isinstance(metric, str):
+        return metric
+    return metric.name if isinstance(metric, Readout) else getattr(metric, "__name__", "metric")
+
+
+def check_name(metric: str) -> None:
+    """TaskError for a name that no metric bears."""
+    if metric == "kl":
+        raise TaskError(
+            'a task cannot name "kl": it is read against the unedited model on the clean prompts, which have to be run '
+            "first. In Python give a readout that has been, task.with_(metric=kl_to_clean(lm, task)) with "
+            f"trimtab.tasks.divergence.kl_to_clean; by name there are {', '.join(NAMES)}"
+        )
+    if metric not in NAMES:
+        raise TaskError(f'unknown metric "{metric}"{nearest(metric, NAMES)}: there are {", ".join(NAMES)}')
+
+
+def has_gradient(metric: Metric) -> bool:
+    """Whether a gradient of a metric says anything: not of one that moves in steps. TaskError for an unknown name."""
+    if isinstance(metric, str):
+        check_name(metric)
+        if metric == SEQUENCE:
+            return True
+    return readout(metric, Choice.of([[0]]), Choice.of([[1]])).differentiable
+
+
 def readout(metric: Metric, answers: Choice, distractors: Choice) -> Readout:
-    """The readout of a metric, given by name or as a function of the last logits (batch pos vocab) and rows (batch)."""
+    """The readout of a metric, given by name, as a function of the last logits (batch pos vocab) and rows (batch) that
+    gives (batch), or as a readout, which stays as it is.
+
+    A function that moves in steps says so by an attribute, `function.differentiable = False`; others count as
+    differentiable.
+
+    Raises TaskError for an unknown name, and for the one of whole texts, which has no answers of one token.
+    """
+    if isinstance(metric, Readout):
+        return metric
     if callable(metric):
-        return Readout(metric, name=getattr(metric, "__name__", "metric"), rows=len(answers.ids))
+        return Readout(
+            metric,
+            name=name_of(metric),
+            rows=len(answers.ids),
+            differentiable=getattr(metric, "differentiable", True) is not False,
+        )
+    check_name(metric)
     if metric not in BY_NAME:
-        raise TaskError(f'unknown metric "{metric}"{nearest(metric, BY_NAME)}: there are {", ".join(BY_NAME)}')
+        raise TaskError(
+            f"{metric} reads whole texts, and answers of one token after a prompt are read by one of "
+            f"{', '.join(BY_NAME)}: choose one of these, or give contrast examples"
+        )
     return BY_NAME[metric](answers, distractors)
 
 

@@ -36,6 +36,8 @@ class Wish(NamedTuple):
     most: int = MOST
     encoding: str = "utf-8"
     split: str | None = None
+    poles: Sequence[str] | None = None
+    instruction: str | None = None
 
 
 class Unit(NamedTuple):

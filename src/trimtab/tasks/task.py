@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from trimtab.errors import TaskError
+from trimtab.model.protocols import Readout
 from trimtab.tasks.example import Contrast, Counterfactual, Example
-from trimtab.tasks.metrics import Metric
+from trimtab.tasks.metrics import DEFAULT, Metric, name_of
 from trimtab.values.content import Content
 
 LEAST = 60
@@ -39,7 +40,8 @@ class Parts(NamedTuple):
 class Task(Content):
     """Examples of one shape, and what is measured.
 
-    `metric` is a name of `tasks.metrics` or a function of logits (batch pos vocab) and rows (batch) that gives (batch).
+    `metric` is a name of `tasks.metrics`, a function of logits (batch pos vocab) and rows (batch) that gives (batch),
+    or a `Readout`; of each more is better. A function without a gradient has the attribute `differentiable = False`.
     `about` says in a sentence what the task is; `poles` are words for its two sides (positive or clean first). `chat`
     puts prompts, questions and texts with a system prompt into the model's chat template, with `system` as the system
     prompt of questions. `read` is the scope over which activations of contrast texts are averaged ("text": all its
@@ -54,7 +56,7 @@ class Task(Content):
     name: str
     examples: tuple[Counterfactual, ...] | tuple[Contrast, ...]
     about: str = ""
-    metric: Metric = "log_prob_diff"
+    metric: Metric = DEFAULT
     poles: tuple[str, str] = ("positive", "negative")
     chat: bool = False
     system: str | None = None
@@ -162,12 +164,17 @@ class Task(Content):
 
     def __repr__(self) -> str:
         groups = len(set(self.groups))
-        return f"<Task {self.name}: {len(self)} {self.shape} examples in {groups} groups, {self.metric}>"
+        return f"<Task {self.name}: {len(self)} {self.shape} examples in {groups} groups, {name_of(self.metric)}>"
 
 
-def _told(function: Callable[..., object]) -> str:
+def _told(function: Callable[..., object] | Readout) -> str:
     """A function by what it does: its name, its code and what that holds on to. Two that differ in any of these are
-    never taken for one; what can only be told by its place in memory is another one in every process."""
+    never taken for one; what can only be told by its place in memory is another one in every process. Of a readout,
+    what it reads as well."""
+    if isinstance(function, Readout):
+        tokens = None if function.tokens is None else function.tokens.tolist()
+        reads = (str(function.where), tokens, function.rows, function.name, function.unit)
+        return f"{_told(function.function)} {reads!r} {_gradient(function)}".rstrip()
     code = getattr(function, "__code__", None)
     if code is None:
         return repr(function)
@@ -180,4 +187,9 @@ def _told(function: Callable[..., object]) -> str:
         held,
         repr(function.__defaults__),
     )
-    return f"{function.__qualname__} {hashlib.sha256(repr(whole).encode()).hexdigest()}"
+    return f"{function.__qualname__} {hashlib.sha256(repr(whole).encode()).hexdigest()} {_gradient(function)}".rstrip()
+
+
+def _gradient(metric: object) -> str:
+    """What is said of a metric that has no gradient."""
+    return "" if getattr(metric, "differentiable", True) is not False else "without a gradient"

@@ -1,4 +1,4 @@
-"""The bootstrap of a mean over examples, by group where examples belong together. Pure numpy.
+"""Intervals of a mean and of a ratio over examples, by group where examples belong together. Pure numpy.
 
 Examples made from one template, or one fact asked in several ways, are not independent: resampling whole groups keeps
 the interval honest (Field and Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x).
@@ -85,6 +85,52 @@ def mean_interval(
         reach = student.ppf((1 + level) / 2, g - 1) * error
         low[few], high[few] = mean - reach, mean + reach
     return low.reshape(shape), high.reshape(shape)
+
+
+def ratio_interval(
+    values: np.ndarray,
+    of: np.ndarray,
+    *,
+    level: float = 0.95,
+    groups: Sequence[object] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ratio R = Σ x/Σ y of values x (example, …) to one y of each example, and both ends of its interval, each (…).
+
+    An example without x or without y is in neither sum. Whole groups are resampled, x and y together, where there are
+    30 or more; with fewer it is Student's with the cluster-robust variance of the linearised ratio,
+    R ± t(G − 1) · √(G/(G − 1) · Σ_g (Σ_{i in g} (x_i − R y_i))²)/|Σ y| (Cochran 1977, chapter 6). Ends are NaN with one
+    group, R too where Σ y is 0.
+    """
+    from scipy.stats import t as student
+
+    _check(level, samples)
+    values, of = np.asarray(values, dtype=np.float64), np.asarray(of, dtype=np.float64)
+    flat, shape = values.reshape(len(values), -1), values.shape[1:]
+    both = ~np.isnan(flat) & ~np.isnan(of)[:, None]
+    tops, counts = _by_group(np.where(both, flat, np.nan), groups)
+    bottoms, _ = _by_group(np.where(both, of[:, None], np.nan), groups)
+    ratio, whole = _over(tops.sum(axis=0), bottoms.sum(axis=0)), bottoms.sum(axis=0)
+    low, high = np.full((2, flat.shape[1]), np.nan)
+    g = (counts > 0).sum(axis=0)
+    draws = np.random.default_rng(seed).multinomial(len(tops), np.full(len(tops), 1 / len(tops)), size=samples)
+    for start in range(0, flat.shape[1], _BLOCK):
+        cells = np.flatnonzero((g >= FEW)[start : start + _BLOCK]) + start
+        if cells.size:
+            ratios = _over(draws @ tops[:, cells], draws @ bottoms[:, cells])
+            low[cells], high[cells] = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    if (few := (g >= 2) & (g < FEW) & ~np.isnan(ratio)).any():
+        g, apart = g[few], tops[:, few] - bottoms[:, few] * ratio[few]
+        error = np.sqrt(g / (g - 1) * (apart**2).sum(axis=0)) / np.abs(whole[few])
+        reach = student.ppf((1 + level) / 2, g - 1) * error
+        low[few], high[few] = ratio[few] - reach, ratio[few] + reach
+    return ratio.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def _over(tops: np.ndarray, bottoms: np.ndarray) -> np.ndarray:
+    """Their ratio; NaN where the lower number is 0."""
+    return np.divide(tops, bottoms, out=np.full(np.shape(tops), np.nan), where=bottoms != 0)
 
 
 def _check(level: float, samples: int) -> None:

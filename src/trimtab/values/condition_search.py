@@ -25,6 +25,7 @@ from trimtab.values.estimate import Estimate
 from trimtab.values.operands import Condition
 from trimtab.values.provenance import Provenance, joined
 from trimtab.values.saved import Saved
+from trimtab.values.shares import share_of
 from trimtab.values.site import Site
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class ConditionSearch(Saved):
         """The share of prompts that the picked condition gets right, on both sides, with its interval over groups."""
         happens = self.fires(part)[self.picked]
         groups = [group for group, own in zip(self.groups, self.parts, strict=True) if own == part]
-        return Estimate.of((happens[0] + (1.0 - happens[1])) / 2, groups)
+        return share_of((happens[0] + (1.0 - happens[1])) / 2, groups)
 
     def apply(self, intervention: Intervention) -> Intervention:
         """The intervention, every edit of which waits for the condition at the site that was picked.

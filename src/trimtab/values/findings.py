@@ -16,6 +16,7 @@ from trimtab.errors import TrimtabError
 from trimtab.values.content import Content
 from trimtab.values.estimate import Estimate
 from trimtab.values.outcome import Outcome
+from trimtab.values.propensity import share_below
 from trimtab.values.provenance import Provenance
 from trimtab.values.saved import Saved
 from trimtab.values.scores import Scores
@@ -179,6 +180,16 @@ class Evaluation(Saved):
     left_out: Mapping[str, str] = field(default_factory=dict)
     no_prompt: str = ""
 
+    @property
+    def moved_wrong(self) -> Estimate:
+        """`wrong_way` with its interval over groups (`shares.share_of`), of the examples that have a number.
+
+        Whether the number was to be raised or lowered is told by which of the two `wrong_way` is the share of.
+        """
+        change, groups = self.outcome.after - self.outcome.before, self.outcome.groups
+        down, up = (share_below(change * aim, groups) for aim in (-1, 1))
+        return down if abs(down.mean - self.wrong_way) < abs(up.mean - self.wrong_way) else up
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Verdict(Saved):
@@ -215,7 +226,8 @@ class Findings(Content):
     """A whole study, as far as it has come: what was asked, what each stage found, and how to do it again.
 
     `settings` is the resolved configuration, `seconds` the time of each stage by its name in `STAGES`; a stage that has
-    not finished is None. `command` and `python` do the study again, `reuse` is Python that applies the intervention.
+    not finished is None. `command` and `python` do the study again (`no_command` says why they cannot be written),
+    `reuse` is Python that applies the intervention.
     """
 
     name: str
@@ -237,3 +249,4 @@ class Findings(Content):
     evaluation: Evaluation | None = None
     verdict: Verdict | None = None
     notes: tuple[str, ...] = ()
+    no_command: str = ""

@@ -6,6 +6,7 @@ What a steering vector does on average may hide that it does the opposite on man
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,6 +17,7 @@ from trimtab.errors import TrimtabError
 from trimtab.values.estimate import Estimate
 from trimtab.values.provenance import Provenance
 from trimtab.values.saved import Saved
+from trimtab.values.shares import share_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,8 +134,6 @@ def slopes(
     return np.tensordot(x, np.asarray(values, dtype=np.float64), 1) / (x @ x)
 
 
-def share_below(values: Float[np.ndarray, "example"], groups: tuple[str, ...] | None) -> Estimate:
-    """The share of values below zero, with its interval over groups cut to what a share may be; NaN counts in none."""
-    below = np.where(np.isnan(values), np.nan, (values < 0).astype(np.float64))
-    found = Estimate.of(below, groups)
-    return found.with_(low=float(np.clip(found.low, 0, 1)), high=float(np.clip(found.high, 0, 1)))
+def share_below(values: Float[np.ndarray, "example"], groups: Sequence[object] | None) -> Estimate:
+    """The share of values below zero, with its interval over groups (`shares.share_of`); NaN counts in none."""
+    return share_of(np.where(np.isnan(values), np.nan, (values < 0).astype(np.float64)), groups)

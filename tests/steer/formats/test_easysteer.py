@@ -96,6 +96,8 @@ NO_CLAUSES = [
     ({"phases": ["prompt"], "tokens": [7]}, "these phases"),
     ({"prompt_positions": ["a"]}, "whole numbers"),
     ({"prompt_tokens": [-5], "generation_tokens": [-5]}, "list token ids"),
+    *(({"triggers": value}, "triggers") for value in (False, [], 3, "all", {"prefill_trigger_tokens": [-1]})),
+    ({"triggers": None}, "nothing"),
 ]
 
 
@@ -111,6 +113,11 @@ class TestSpec:
     def test_clauses_that_no_scope_can_say(self, file, clause, message):
         with pytest.raises(FileError, match=message):
             loaded(file, {"vectors": [vector_of(apply=clause)]})
+
+    @pytest.mark.parametrize("triggers", ["false", "null", "[]", "[[]]", "3", "-1.5", '"all"', "{}", '{"a": 1}'])
+    def test_words_of_the_first_version_in_a_clause(self, file, triggers):
+        with pytest.raises(FileError, match="cannot be read as EasySteer's JSON"):
+            loaded(file, f'{{"vectors":[{{"apply":{{"triggers":{triggers}}}}}]}}')
 
     def test_layers_and_several_vectors(self, file):
         one, two = vector_of(layers=[1]), vector_of(layers=[2], apply={"prompt": "all"})

@@ -84,7 +84,7 @@ def key_figures(findings: Findings) -> list[Figure]:
         Figure(
             "Capability", capability(e.capability), f"{_points(e)}; {counted(len(e.capability), 'item')}", "", undefined
         ),
-        Figure("Moved the wrong way", share(e.wrong_way), f"of {n}", "", undefined),
+        Figure("Moved the wrong way", share(e.wrong_way), f"of {n}", _ends(e.moved_wrong), undefined),
         Figure("Controls beaten", f"{beaten} of {len(e.controls)}", names or "no control was run"),
     ]
 
@@ -141,6 +141,11 @@ def _measured(name: str, value: Estimate, unit: str, note: str, why: str, sign: 
     mean = with_unit(mean_of(value, sign), unit)
     interval = interval_of(value) if has_interval(value) else "no interval: too few to resample"
     return Figure(name, mean, note, interval if mean != NONE else "", why)
+
+
+def _ends(value: Estimate) -> str:
+    """The interval of a share."""
+    return f"[{share(value.low)}, {share(value.high)}]" if has_interval(value) else ""
 
 
 def _arrow(old: str, new: str) -> str:

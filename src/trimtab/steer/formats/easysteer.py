@@ -28,7 +28,7 @@ import numpy as np
 from trimtab.errors import FileError, PromptError
 from trimtab.steer.formats.directions import Directions, directions_of, intervention_of
 from trimtab.steer.formats.gguf_reader import read
-from trimtab.steer.formats.scopes import scope_of
+from trimtab.steer.formats.scopes import clause_of, scope_of
 from trimtab.steer.formats.writing import contents, whole
 from trimtab.values.edit import Edit, Intervention
 from trimtab.values.scope import Scope
@@ -271,7 +271,10 @@ def _modern_vector(config: dict[str, Any], name: object) -> dict[str, Any]:
         }
     except (TypeError, ValueError, OverflowError) as error:
         raise _Refused(f"a vector's scale, layers or triggers are no numbers ({str(error)[:100]})") from None
-    known["apply"] = {"triggers": triggers}
+    try:
+        known["apply"] = clause_of(triggers)
+    except PromptError as error:
+        raise _Refused(str(error)) from None
     return known
 
 

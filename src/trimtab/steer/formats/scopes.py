@@ -6,6 +6,8 @@ both, and the trigger tokens of the first version, where −1 means every token.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from trimtab.errors import PromptError
 
 _SELECTORS = ("tokens", "positions", "window")
@@ -21,14 +23,29 @@ def scope_of(apply: object) -> str:
     if not isinstance(apply, dict):
         raise PromptError(f"the apply clause should be a JSON object, got {apply!r:.60}")
     clause = {key: value for key, value in apply.items() if value is not None}
-    if "triggers" in clause:
-        clause = _of_triggers(clause["triggers"])
-    elif "phases" in clause:
+    if "phases" in clause:
         clause = _of_phases(clause)
     known = {f"{phase}{part}" for phase in ("prompt", "generation") for part in ("", *(f"_{s}" for s in _SELECTORS))}
     if unknown := sorted(clause.keys() - known):
         raise PromptError(f"the clause says {unknown[0]!r:.60}, which no scope can: name all, prompt, generation …")
     return _text(clause)
+
+
+def clause_of(triggers: Mapping[str, list[int]]) -> dict[str, object]:
+    """The first version's triggers as a clause, each a list of numbers: token −1 is every token of its phase.
+
+    Raises PromptError for one that no scope can say.
+    """
+    clause: dict[str, object] = {}
+    for key, values in triggers.items():
+        phase = "prompt" if key.startswith("prefill") else "generation"
+        if key.endswith("trigger_tokens"):
+            clause[phase if values == [-1] else f"{phase}_tokens"] = "all" if values == [-1] else values
+        elif key == "prefill_trigger_positions":
+            clause["prompt_positions"] = values
+        else:
+            raise PromptError(f'"{key}" cannot be said by a scope')
+    return clause
 
 
 def _text(clause: dict[str, object]) -> str:
@@ -85,21 +102,6 @@ def _of_phases(clause: dict[str, object]) -> dict[str, object]:
     if clause.keys() == {"tokens"} and set(phases) == {"prompt", "generation"}:
         return {"prompt_tokens": clause["tokens"], "generation_tokens": clause["tokens"]}
     raise PromptError(f"the clause selects by {', '.join(sorted(clause))}, which no one scope can say in these phases")
-
-
-def _of_triggers(triggers: object) -> dict[str, object]:
-    """The first version's triggers, each a list of numbers: token −1 is every token of its phase."""
-    assert isinstance(triggers, dict)  # made by our own reader
-    clause: dict[str, object] = {}
-    for key, values in triggers.items():
-        phase = "prompt" if key.startswith("prefill") else "generation"
-        if key.endswith("trigger_tokens"):
-            clause[phase if values == [-1] else f"{phase}_tokens"] = "all" if values == [-1] else values
-        elif key == "prefill_trigger_positions":
-            clause["prompt_positions"] = values
-        else:
-            raise PromptError(f'"{key}" cannot be said by a scope')
-    return clause
 
 
 def _whole(values: object) -> list[int]:

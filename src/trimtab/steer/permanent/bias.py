@@ -107,7 +107,10 @@ def _not_constant(edit: Edit) -> str:
     if isinstance(edit.value, Ref):
         return "its value is another run's, which weights do not know"
     if edit.op != "add" or not isinstance(edit.value, float | int | np.ndarray):
-        return f'it is "{edit.op}", which depends on the activation; a bias only adds (for directions, orthogonalise)'
+        return (
+            f'it is "{edit.op}", which depends on the activation; a bias only adds (a direction that is ablated '
+            "everywhere is taken out of weights by steer.orthogonalise, on the command line --orthogonalise)"
+        )
     if edit.where.kind != "all":
         return f'it acts at the positions "{edit.where}", and weights act on every token'
     if edit.when is not None:

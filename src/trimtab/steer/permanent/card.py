@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trimtab.figures.numbers import estimate, number, probability, share
+from trimtab.figures.numbers import estimate, has_interval, number, probability, share
 from trimtab.model.hub import card, is_repo
 from trimtab.steer.permanent.checked import Written
 from trimtab.values.edit import Edit, Intervention
@@ -140,7 +140,9 @@ def _effects(evaluation: Evaluation | None, outcomes: Sequence[Outcome]) -> list
         return ["Not measured, or not stated here. Do not rely on it before you have measured it on data of your own."]
     parts.append(_table(("metric", "before", "after", "change, with 95 % interval", "examples"), rows))
     if evaluation is not None:
-        parts.append(f"{share(evaluation.wrong_way)} of the examples moved against the aim.")
+        wrong = evaluation.moved_wrong
+        ends = f" [{share(wrong.low)}, {share(wrong.high)}]" if has_interval(wrong) else ""
+        parts.append(f"{share(evaluation.wrong_way)}{ends} of the examples moved against the aim.")
         controls = [
             (_cell(c.name), estimate(c.difference), probability(c.p), "yes" if c.beaten else "no")
             for c in evaluation.controls
