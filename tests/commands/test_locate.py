@@ -117,6 +117,25 @@ def test_twins_of_another_length_are_left_out_where_they_are_compared_alone(fold
         assert document(call("locate", *method, *named, "--dry-run", "--json"))["plan"]["examples"] == left
 
 
+@pytest.mark.parametrize("method", ["shift", "attribution_patching"])
+def test_twins_of_a_source_are_compared_and_those_that_are_measured_are_not(folder, tmp_path, method):
+    """The source leaves out ragged examples, as a part of the task too, and the task keeps its own."""
+    task = twins()
+    longer = [e.with_(clean=f"{e.clean} w99") if i % 2 else e for i, e in enumerate(task.examples)]
+    save_task(task.of(longer), tmp_path / "ragged.jsonl")
+    named = ("--task", tmp_path / "ragged.jsonl", "--model", folder, "--sites", "L*.resid_post")
+    for source in (tmp_path / "ragged.jsonl", "all", "train"):
+        words = ("locate", method, *named, "--source", source)
+        done = call(*words, "--out", tmp_path / "a.safetensors")
+        assert done.exit_code == 0, done.output
+        assert len(Scores.load(tmp_path / "a.safetensors")) == 6
+        plan = call(*words, "--dry-run", "--json")
+        assert document(plan)["plan"]["examples"] == 6
+    done = call("locate", method, *named, "--out", tmp_path / "a.safetensors")
+    assert done.exit_code == 0, done.output
+    assert len(Scores.load(tmp_path / "a.safetensors")) == 3
+
+
 def test_a_method_with_prompts_of_its_own_needs_no_task(folder, tmp_path):
     done = call("locate", "previous_token_score", "--model", folder, "--out", tmp_path / "a.safetensors")
     assert done.exit_code == 0, done.output

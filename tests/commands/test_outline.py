@@ -10,12 +10,17 @@ import pytest
 from tests.commands.calls import call
 from trimtab.commands import locate, steer
 from trimtab.commands.outline import outlines
+from trimtab.evaluate.verify import verify
 from trimtab.locate.methods import functions
 from trimtab.steer.methods import methods
 from trimtab.tasks.signatures import about
 
 
-@pytest.mark.parametrize(("listed", "known"), [(locate._listed, functions), (steer._listed, methods)])
+def located():
+    return {**functions(), "verify": verify}
+
+
+@pytest.mark.parametrize(("listed", "known"), [(locate._listed, located), (steer._listed, methods)])
 def test_names_and_words_are_those_of_the_functions(listed, known):
     told, there = listed(), known()
     assert told.keys() == there.keys()

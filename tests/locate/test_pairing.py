@@ -15,6 +15,8 @@ from trimtab.locate.methods import functions, methods
 from trimtab.locate.pairing import read_by
 from trimtab.locate.plans import cost
 from trimtab.tasks.example import Counterfactual
+from trimtab.tasks.fit import fit
+from trimtab.tasks.means import mean_difference
 from trimtab.tasks.task import Task
 
 TASK = Task(
@@ -49,6 +51,36 @@ GIVEN = {
     "token_scores": {"kind": "integrated_gradients", "baseline": "zero", "steps": 2},
 }
 ALONE = sorted(name for name, each in functions().items() if read_by(each, GIVEN.get(name, {})) != "both")
+BOTH = {
+    "atp_star",
+    "attribution_patching",
+    "audit_scores",
+    "fit_monitor",
+    "fit_probe",
+    "magnitude_contrast",
+    "patching",
+    "path_patching",
+    "probe",
+    "score_monitor",
+    "shift",
+}
+"""Methods that compare the two prompts of an example, unless told to compare something else."""
+TWINLESS = {
+    "activation_probability",
+    "composition",
+    "dola",
+    "head_roles",
+    "language_entropy",
+    "logit_lens",
+    "ov_circuit",
+    "ov_copying_score",
+    "patchscope",
+    "qk_circuit",
+    "role_graph",
+    "train_tuned_lens",
+    "watch",
+}
+"""Functions that are given no task of twins, or do not look at it."""
 PAIRED = {
     "attribution_patching": {},
     "atp_star": {},
@@ -91,6 +123,7 @@ def test_one_prompt_is_read_without_a_look_at_its_twin(name):
 
 
 def test_the_methods_that_read_one_prompt():
+    assert sorted({*functions()} - BOTH - TWINLESS) == ALONE
     assert {*GIVEN} <= {*ALONE}
     assert {"logit_lens_scores", "layer_contrast", "patchscope_scores", "text_noise", "sink_mass"} <= {*ALONE}
     with_choice = {name for name, each in methods().items() if "on" in inspect.signature(each).parameters}
@@ -108,10 +141,18 @@ def test_twins_that_are_compared_have_to_correspond(name):
         cost(method, lm, task, PAIRED[name])
 
 
-def test_mean_differences_of_another_task_ask_nothing_of_the_twins_that_are_read():
-    lm = lm_of("gpt2")
-    for name in ("attribution_patching", "shift"):
-        given = {"sites": ["L0.resid_post"], "source": pairs(8)}
-        even, ragged = (functions()[name](lm, t, **given).array for t in (TASK, with_longer(TASK, "clean")))
-        np.testing.assert_array_equal(ragged, even)
-        assert cost(functions()[name], lm, with_longer(TASK, "clean"), given).places == 1
+@pytest.mark.parametrize("given", ["source", "differences"])
+@pytest.mark.parametrize("name", ["attribution_patching", "shift"])
+def test_mean_differences_of_another_task_ask_nothing_of_the_twins_that_are_read(name, given):
+    """The corrupt prompts are, and a task that is fitted for these keeps every example."""
+    lm, method, ragged = lm_of("gpt2"), functions()[name], with_longer(TASK, "clean")
+    made = pairs(8) if given == "source" else mean_difference(lm, pairs(8), "L0.resid_post")
+    options = {"sites": ["L0.resid_post"], given: made}
+    assert read_by(method, options) == "corrupt"
+    assert read_by(method, {"sites": ["L0.resid_post"]}) == "both"
+    fitted = fit(lm, ragged, read=read_by(method, options))
+    assert not fitted.dropped
+    even = method(lm, TASK, **options).array
+    np.testing.assert_array_equal(method(lm, fitted.task, **options).array, even)
+    assert not np.array_equal(method(lm, with_longer(TASK, "corrupt"), **options).array, even)
+    assert cost(method, lm, ragged, options).places == 1

@@ -11,6 +11,7 @@ from tests.locate.tinytasks import twins
 from tests.model.tinies import lm_of
 from trimtab import locate
 from trimtab.errors import TrimtabError
+from trimtab.locate import increases, lens_training, tuned_lens
 from trimtab.model.memory import HELD, VARIABLE, budget, bytes_of, held, limit, memory_limit
 from trimtab.tasks.means import batches
 
@@ -81,5 +82,32 @@ def test_fewer_logits_are_held_under_a_limit_with_the_same_result(monkeypatch):
     np.testing.assert_allclose(tight.top_probabilities, free.top_probabilities, rtol=1e-5)
     free, most = seen("1GB", locate.log_probability_increase, lm, twins(), "L1.neuron")
     tight, few = seen(2 * HELD * lm.anatomy.vocab, locate.log_probability_increase, lm, twins(), "L1.neuron")
-    assert most > len(twins()) >= few
+    assert most > len(twins()) > few == 2
     np.testing.assert_allclose(tight.array, free.array, rtol=1e-9, atol=1e-9)
+    monkeypatch.setattr(increases, "LOGITS", 2 * lm.anatomy.vocab)  # batches of all prompts, and two logits of them
+    few_at_once, few = seen("1GB", locate.log_probability_increase, lm, twins(), "L1.neuron")
+    assert few == 2
+    np.testing.assert_allclose(few_at_once.array, free.array, rtol=1e-9, atol=1e-9)
+
+
+def test_a_tuned_lens_is_judged_on_the_same_positions_under_a_limit(monkeypatch):
+    """A few of their logits are held at once, and the pools that they are drawn from are as without it."""
+    lm = lm_of("llama", torch.float64)
+    rng = np.random.default_rng(0)
+    texts, held_out = ([rng.integers(3, 97, 14).tolist() for _ in range(n)] for n in (8, 12))
+    monkeypatch.setattr(lens_training, "POOL", 64 * 40)
+    monkeypatch.setattr(tuned_lens, "AT_ONCE", 2 * 40 * lm.anatomy.vocab)
+    sizes, inner = [], lm.unembed
+    monkeypatch.setattr(lm, "unembed", lambda x: sizes.append(x.shape[:-1].numel()) or inner(x))
+
+    def seen(limit):
+        sizes.clear()
+        with memory_limit(limit):
+            lens = locate.train_tuned_lens(lm, texts, held_out=held_out, steps=1, tokens=3, check=60)
+        return lens, max(sizes)
+
+    free, most = seen("1GB")
+    tight, few = seen(8 * HELD * lm.anatomy.vocab)
+    assert (most, few) == (40, 4)
+    assert tight.held_out == free.held_out == 60
+    np.testing.assert_allclose((tight.before, tight.after), (free.before, free.after), rtol=1e-9)

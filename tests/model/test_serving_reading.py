@@ -12,6 +12,7 @@ from trimtab.errors import Busy, PromptError
 from trimtab.model import serving_batch
 from trimtab.model.edits import Compiled
 from trimtab.model.kvcache import Layer
+from trimtab.model.rows import RowEdits
 from trimtab.model.serving import Batcher, Request
 from trimtab.values.edit import Condition, Edit, Intervention
 
@@ -151,6 +152,43 @@ def test_an_edit_that_raises_while_conditions_are_decided_ends_its_request(monke
     bad = batcher.submit(Request(LONG, on, max_new_tokens=4))
     assert [delta.error for delta in bad] == ["by zero"]
     assert len(ids_of(first)) == 55
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_every_look_decides_a_condition_and_the_last_one_leaves_none(monkeypatch, backwards):
+    lm, left = exact("llama"), []
+    decide = RowEdits.decide
+
+    def decided(edits):
+        before = len(edits.waiting)
+        decide(edits)
+        left.append((before, len(edits.waiting)))
+
+    monkeypatch.setattr(RowEdits, "decide", decided)
+    edits_ = conditional(True).edits
+    batcher, _ = beside_a_stream(lm, 7)
+    ticket = batcher.submit(Request(LONG, Intervention(edits_[::-1] if backwards else edits_), max_new_tokens=NEW))
+    assert [delta.error for delta in ticket][-1] is None
+    assert left == [(3, 2), (2, 1), (1, 0)]
+
+
+def test_a_condition_at_an_expert_that_was_given_no_token_is_decided_too():
+    """Experts whose site is looked at are computed for every token, and say zero of those that are not theirs."""
+    lm, same = exact("mixtral"), (5,) * 9  # each token goes to the same two of four
+    said = lm.run(np.array([same]), read=[f"L0.expert[{n}]" for n in range(4)])
+    silent = [n for n in range(4) if not np.any(said[f"L0.expert[{n}]"].numpy())]
+    assert len(silent) == 2
+    for expert in range(4):
+        when = Condition(f"L0.expert[{expert}]", direction(3), 0.0)
+        on = Intervention((Edit("L1.attn_out", "add", direction(1), when=when),))
+        batcher, _ = beside_a_stream(lm, 4)
+        ticket = batcher.submit(Request(same, on, max_new_tokens=NEW))
+        row = batcher._waiting[0]
+        while ticket.first_token_s is None:
+            batcher.step()
+        assert len(row.edits.held) == 1
+        assert ids_of(ticket) == alone(lm, same, on)[0]
+        assert not (expert in silent and row.edits.held[when].any()), "zero points no way"
 
 
 def test_a_condition_whose_site_is_never_computed_ends_its_request_and_is_not_waited_for():

@@ -402,10 +402,3 @@ def test_many_points_and_examples_are_cut_short():
     assert "picked" in part(text, "search")
     assert "Too many examples to draw each" in part(text, "test")
     assert len(text.encode()) < 1_500_000
-
-
-def test_the_page_says_how_many_sites_would_work_by_chance():
-    study = made()
-    n = len(study.validation.checks)
-    assert n > 1
-    assert f"at most about {0.025 * n:.1f} of {n} would be expected to work by chance" in study_html(study)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from tests.serve.running import service, until
 from tests.tiny import words
 from trimtab.errors import ModelError
 from trimtab.model.serving import Delta, Stats, Ticket
-from trimtab.serve.completing import DELTA, Answers, check_length, prompts_of, requests_of, token_logprobs
+from trimtab.serve.completing import DELTA, KEPT, Answers, check_length, prompts_of, requests_of, token_logprobs
 from trimtab.serve.limits import Limits
 from trimtab.serve.problems import Problem
 from trimtab.serve.replies import Frame, Text
@@ -119,17 +120,40 @@ def test_who_leaves_too_much_unread_is_cut_off_and_others_go_on(lm):
         made.close()
 
 
-def test_what_is_read_is_not_counted(lm):
+def asking(made, *bodies):
+    """What `whole` gives of each, or the problem it raises, with what is counted as unread behind it."""
+
+    async def ask():
+        found = []
+        for body in bodies:
+            answers = Answers(made, body, WRITER)
+            await answers.begin(Intervention())
+            try:
+                found.append((await answers.whole(), made.unread.total))
+            except Problem as problem:
+                found.append((problem, made.unread.total))
+            answers.close()
+            assert made.unread.total == 0
+        return found
+
+    made.batcher._ends = frozenset()
+    made.start()
+    try:
+        return asyncio.run(ask())
+    finally:
+        made.close()
+
+
+def test_what_is_read_of_a_stream_is_not_counted(lm):
     made = service(lm, limits=Limits(unread=60 * DELTA))
 
     async def ask():
-        answers = [Answers(made, text_body(n=2, max_tokens=45, stream=stream), WRITER) for stream in (True, False)]
-        for one in answers:
-            await one.begin(Intervention())
-            events = [event async for event in one.events()]
-            assert events[-1] == DONE
-            assert made.unread.total == 0
-            one.close()
+        answers = Answers(made, text_body(n=2, max_tokens=45, stream=True, logprobs=5), WRITER)
+        await answers.begin(Intervention())
+        events = [event async for event in answers.events()]
+        assert events[-1] == DONE
+        assert made.unread.total == 0
+        answers.close()
 
     made.batcher._ends = frozenset()
     made.start()
@@ -137,6 +161,41 @@ def test_what_is_read_is_not_counted(lm):
         asyncio.run(ask())
     finally:
         made.close()
+
+
+def test_what_is_kept_of_a_reply_is_counted_until_it_is_whole(lm):
+    plain, told = text_body(n=2, max_tokens=45), text_body(n=2, max_tokens=45, logprobs=3)
+    (text, size), (entries, larger) = asking(service(lm), plain, told)
+    assert size == sum(len(choice.text) for choice in text.choices), "nothing of a token but its text"
+    tokens = sum(len(choice.logprobs.tokens) for choice in entries.choices)
+    assert tokens == 90
+    assert larger == sum(len(choice.text) for choice in entries.choices) + KEPT * tokens * (1 + 3)
+
+
+@pytest.mark.parametrize("most", [KEPT * 90, KEPT * 90 * 4 - 1])
+def test_a_reply_for_which_there_is_no_room_is_told_what_to_ask_less_of(lm, most):
+    """Somewhere in its middle, and at its last token."""
+    plain, told = text_body(n=2, max_tokens=45), text_body(n=2, max_tokens=45, logprobs=3)
+    made = service(lm, limits=Limits(unread=most))
+    (problem, left), (reply, _) = asking(made, told, plain)
+    assert (problem.status, problem.code, left) == (503, "server_busy", 0)
+    assert "ask for fewer answers or log-probabilities" in problem.message
+    assert problem.response().headers["retry-after"] == "1"
+    assert len(reply.choices) == 2
+    assert 'trimtab_cut_off_total{why="unread"} 1.0' in made.metrics.text().decode()
+
+
+def test_what_is_kept_of_a_token_is_about_what_it_takes(lm):
+    """Of one with its likeliest ones, as they lie in memory: neither half of it nor twice as much."""
+    deltas = [Delta(i % 90, f" {i}", -0.5 * i, tuple((j, -0.25 * i - j) for j in range(5))) for i in range(500)]
+    token_logprobs(lm.tokenizer, deltas[0], 5)
+    tracemalloc.start()
+    try:
+        kept = [token_logprobs(lm.tokenizer, delta, 5) for delta in deltas]
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 0.5 < taken / (KEPT * 6 * len(kept)) < 2
 
 
 def test_a_request_that_is_handed_over_while_the_server_ends_is_told_so(lm):

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -15,6 +16,7 @@ from uvicorn.server import ServerState
 
 from tests.serve.running import AUTH, KEY, hooks, served, service, slowly, until
 from tests.tiny import words
+from trimtab.serve.app import application
 from trimtab.serve.limits import FILES, MARGIN, Gate, Limits, Unread, room_for
 from trimtab.serve.problems import Problem, problem_of
 from trimtab.serve.run import LEAST, Server
@@ -193,7 +195,7 @@ class Unmoved:
 
 
 @pytest.mark.parametrize(("rate", "cut"), [(0, True), (LEAST - 1, True), (LEAST, False)])
-def test_a_client_that_takes_too_little_is_cut_off(lm, rate, cut):
+def test_a_client_that_takes_too_little_is_cut_off_and_counted(lm, rate, cut, caplog):
     made = service(lm, limits=Limits(stalled_seconds=0.02))
     config = Server(made).config
     config.load()
@@ -212,6 +214,59 @@ def test_a_client_that_takes_too_little_is_cut_off(lm, rate, cut):
         protocol.connection_lost(None)
 
     asyncio.run(read())
+    counted = float(made.metrics.text().decode().split('trimtab_cut_off_total{why="stalled"} ')[1].split()[0])
+    assert (counted > 0) is cut
+    assert [record.levelname for record in caplog.records if "did not take" in record.message] == ["WARNING"] * cut
+
+
+def test_a_stream_whose_next_event_is_not_taken_is_counted(lm):
+    """By the application alone, whatever serves it."""
+    made = service(lm, limits=Limits(stalled_seconds=0.05))
+    body = json.dumps(GOOD | {"stream": True}).encode()
+    headers = [(name.lower().encode(), value.encode()) for name, value in JSON.items()]
+    scope = {
+        "type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "root_path": "", "scheme": "http",
+        "query_string": b"", "headers": headers, "http_version": "1.1",
+    }  # fmt: skip
+    said = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive():
+        for message in said:
+            return message
+        return await asyncio.Event().wait()
+
+    async def send(message):
+        await asyncio.Event().wait()
+
+    made.start()
+    try:
+        asyncio.run(asyncio.wait_for(application(made)(scope, receive, send), 10))
+    finally:
+        made.close()
+    assert 'trimtab_cut_off_total{why="stalled"} 1.0' in made.metrics.text().decode()
+    assert made.gate.inside == 0
+
+
+def test_a_stream_that_was_broken_off_is_not_counted_again_with_its_connection(lm):
+    """As one that took bytes, and never its next event."""
+    made = service(lm, limits=Limits(stalled_seconds=0.02))
+    config = Server(made).config
+    config.load()
+
+    async def read(complete):
+        protocol = config.http_protocol_class(config, ServerState(), {})
+        transport = Unmoved(0)
+        transport.is_closing = lambda: True
+        protocol.connection_made(transport)
+        protocol.cycle = SimpleNamespace(response_complete=complete, disconnected=True, message_event=asyncio.Event())
+        protocol.pause_writing()
+        await asyncio.sleep(0.05)
+        assert transport.aborted
+        protocol.connection_lost(None)
+
+    for complete, counted in ((False, 0), (True, 1)):
+        asyncio.run(read(complete))
+        assert f'trimtab_cut_off_total{{why="stalled"}} {counted}.0' in made.metrics.text().decode()
 
 
 @pytest.mark.parametrize(
@@ -304,7 +359,7 @@ def test_more_connections_than_there_may_be(lm):
         assert 'trimtab_requests_total{route="other",status="503"} 3.0' in running.get("/metrics").text
 
 
-def test_connections_that_say_nothing_are_closed_beyond_a_margin(lm):
+def test_connections_that_say_nothing_are_closed_beyond_a_margin(lm, caplog):
     """At once, and not only when their time is over; clients that ask are told, and those that were there go on."""
     with served(service(lm, limits=Limits(connections=3))) as running:
         silent = [connected(running) for _ in range(3 + MARGIN - 1)]
@@ -318,6 +373,10 @@ def test_connections_that_say_nothing_are_closed_beyond_a_margin(lm):
             for _ in range(5):
                 with connected(running) as more:
                     assert gone(more)
+            assert "trimtab_connections_refused_total 5.0" in running.service.metrics.text().decode()
+            assert [record.levelname for record in caplog.records if "--max-connections" in record.message] == [
+                "WARNING"
+            ]
             assert len(running.server.server_state.connections) == len(silent)
             silent[-1].settimeout(0.05)
             with pytest.raises(TimeoutError):
@@ -363,29 +422,53 @@ def test_there_are_as_many_connections_as_files_may_be_open(monkeypatch, most, h
 
 
 class Reading:
-    """A reader that remembers whether it was cut off."""
+    """A reader that says what it has when it `has` it, or is asked, and remembers whether it was cut off."""
 
-    def __init__(self):
-        self.cut = False
+    def __init__(self, budget):
+        self.budget, self.size, self.cut = budget, 0, False
+
+    def has(self, size):
+        self.size = size
+        self.budget.set(self, size)
+
+    def unread(self):
+        return self.size
 
     def cut_off(self):
-        self.cut = True
+        self.size, self.cut = 0, True
 
 
 def test_beyond_what_may_be_unread_the_slowest_reader_is_cut_off():
-    unread, (a, b, c) = Unread(100), (Reading() for _ in range(3))
-    unread.set(a, 40)
-    unread.set(b, 50)
-    unread.set(b, 20)
-    unread.set(c, 40)
-    assert (unread.total, [one.cut for one in (a, b, c)]) == (100, [False] * 3)
-    unread.set(a, 41)
-    assert (unread.total, [one.cut for one in (a, b, c)]) == (60, [True, False, False])
-    assert [unread.of(one) for one in (a, b, c)] == [0, 20, 40]
-    unread.set(b, 101)
-    assert (unread.total, b.cut, c.cut) == (40, True, False)
-    unread.set(c, 0)
+    told = []
+    unread = Unread(100, lambda: told.append(True))
+    a, b, c = (Reading(unread) for _ in range(3))
+    a.has(40)
+    b.has(50)
+    b.has(20)
+    c.has(40)
+    assert (unread.total, [one.cut for one in (a, b, c)], told) == (100, [False] * 3, [])
+    a.has(41)
+    assert (unread.total, [one.cut for one in (a, b, c)], told) == (60, [True, False, False], [True])
+    a.has(0)
+    assert unread.total == 60
+    b.has(101)
+    assert (unread.total, b.cut, c.cut, told) == (40, True, False, [True, True])
+    c.has(0)
     assert unread.total == 0
+
+
+def test_who_has_read_meanwhile_is_not_cut_off_for_what_it_had():
+    unread = Unread(100)
+    a, b, c = (Reading(unread) for _ in range(3))
+    a.has(90)
+    a.size = 10
+    b.has(60)
+    assert (unread.total, a.cut, b.cut) == (70, False, False)
+    a.size = 0
+    c.has(50)
+    assert (unread.total, a.cut, b.cut, c.cut) == (50, False, True, False)
+    a.has(40)
+    assert (unread.total, a.cut) == (90, False)
 
 
 def test_what_a_connection_has_unread_is_part_of_it(lm):
@@ -407,6 +490,31 @@ def test_what_a_connection_has_unread_is_part_of_it(lm):
         kept[0][0].resume_writing()
         assert made.unread.total == 200_000
         for protocol, _ in kept:
+            protocol.connection_lost(None)
+        assert made.unread.total == 0
+
+    asyncio.run(write())
+    assert 'trimtab_cut_off_total{why="unread"} 1.0' in made.metrics.text().decode()
+
+
+def test_a_connection_counts_with_what_it_has_unread_now(lm):
+    """The first takes most of its reply, though not so much that its transport would say so."""
+    made = service(lm, limits=Limits(unread=1_500_000))
+    config = Server(made).config
+    config.load()
+
+    async def write():
+        state = ServerState()
+        pairs = [(config.http_protocol_class(config, state, {}), Unmoved(0)) for _ in range(3)]
+        (_, first), (_, second), (_, third) = pairs
+        for (protocol, transport), size in zip(pairs, (1_000_000, 800_000, 900_000), strict=True):
+            transport.size = size
+            protocol.connection_made(transport)
+            protocol.pause_writing()
+            first.size = 50_000
+        assert [one.aborted for one in (first, second, third)] == [False, False, True]
+        assert made.unread.total == 850_000
+        for protocol, _ in pairs:
             protocol.connection_lost(None)
         assert made.unread.total == 0
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serve.running import served, service
 from tests.tiny import words
+from trimtab.serve.limits import Limits
+from trimtab.serve.metrics import SELDOM
 
 BODY = {"prompt": words(5, 6, 7), "max_tokens": 4, "temperature": 2, "seed": 3, "n": 2}
 
@@ -47,6 +51,9 @@ def test_counts(lm):
         assert found["trimtab_active",] == found["trimtab_waiting",] == 0
         for name in ("failed", "retried", "read_again"):
             assert found[f"trimtab_{name}_total",] == 0
+        for why in ("unread", "stalled"):
+            assert found["trimtab_cut_off_total", why] == 0, "there before it happens"
+        assert found["trimtab_connections_refused_total",] == 0
 
 
 def test_passes_that_are_made_again_and_answers_that_fail_are_counted(lm):
@@ -64,6 +71,21 @@ def test_passes_that_are_made_again_and_answers_that_fail_are_counted(lm):
         found = counted(running)
         assert found["trimtab_retried_total",] > 0
         assert found["trimtab_failed_total",] == 1
+
+
+def test_who_is_cut_off_is_counted_and_warned_of_seldom(lm, monkeypatch, caplog):
+    body, now = BODY | {"logprobs": 3, "max_tokens": 20}, [1000.0]
+    with served(service(lm, limits=Limits(unread=8000))) as running:
+        monkeypatch.setattr("trimtab.serve.metrics.time", SimpleNamespace(monotonic=lambda: now[0]))
+        for seconds in (0.0, SELDOM - 1, 2.0):
+            now[0] += seconds
+            found = running.post("/v1/completions", body)
+            assert (found.status_code, found.headers["retry-after"]) == (503, "1")
+            assert found.json()["error"]["code"] == "server_busy"
+        assert counted(running)["trimtab_cut_off_total", "unread"] == 3
+        assert running.post("/v1/completions", BODY).status_code == 200
+    warned = [record.levelname for record in caplog.records if "--max-unread" in record.message]
+    assert warned == ["WARNING"] * 2
 
 
 def test_a_failure_of_ours_is_counted(lm, monkeypatch):

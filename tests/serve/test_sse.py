@@ -83,7 +83,7 @@ def test_a_stream_is_closed_however_it_ends(receive, hangs):
 
 
 def test_a_client_that_takes_nothing_is_given_up():
-    closed = []
+    said = []
 
     async def events():
         yield b"one"
@@ -91,8 +91,31 @@ def test_a_client_that_takes_nothing_is_given_up():
     async def send(message):
         await asyncio.sleep(60)
 
-    asyncio.run(EventStream(events(), lambda: closed.append(True), 0.05)({}, never, send))
-    assert closed == [True]
+    stream = EventStream(events(), lambda: said.append("closed"), 0.05, lambda: said.append("stalled"))
+    asyncio.run(stream({}, never, send))
+    assert said == ["stalled", "closed"]
+
+
+def test_a_client_that_is_gone_when_it_is_given_up_has_not_stalled():
+    """As where its connection is cut off at the same moment."""
+    said, cut = [], asyncio.Event()
+
+    async def events():
+        yield b"one"
+
+    async def send(message):
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cut.set()
+
+    async def receive():
+        await cut.wait()
+        return {"type": "http.disconnect"}
+
+    stream = EventStream(events(), lambda: said.append("closed"), 0.05, lambda: said.append("stalled"))
+    asyncio.run(stream({}, receive, send))
+    assert said == ["closed"]
 
 
 def test_a_stream_whose_work_fails_is_closed_too():

@@ -97,6 +97,11 @@ def test_every_public_function_of_a_shape_is_a_method():
     assert all(is_method(function) for function in known.values())
 
 
+def broken(sites, factor, *, where="all"):
+    """A scaling with a fault of its own."""
+    raise KeyError("fault")
+
+
 def test_every_option_of_every_method_can_be_given_as_text_and_is_explained():
     for name, function in {**methods(), **{f.__name__: f for f in (mean, resample, noise, zero, clamp, patch)}}.items():
         assert about(function), name
@@ -131,6 +136,7 @@ def test_a_scaling_that_refuses_every_site_is_refused_before_anything_is_compute
         StudyError, match=r"clamp does nothing with these alone \(Bounds has neither .* here name one of"
     ):
         steerer("clamp")
+    assert refusal(broken) is None, "what is raised by another package's own fault is not known to be a refusal"
     lm, task = lm_of("llama"), questions(8)
     with pytest.raises(EditError, match="clamp acts at no site with what it is told") as caught:
         search(lm, task, methods=["difference_of_means", "clamp"], sites="L0.neuron[1]")

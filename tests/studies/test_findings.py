@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import csv
+import inspect
+import json
 import shlex
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tests.commands.calls import call, document, saved
 from tests.studies.small import SMALL, contrast, digests, study
+from trimtab.commands.run import _plain, parsed
 from trimtab.errors import StudyError
 from trimtab.report.study import study_html
 from trimtab.report.study_markdown import study_markdown
-from trimtab.studies.findings import findings
+from trimtab.studies.findings import _written, command, findings
 from trimtab.studies.folder import RunFolder
 from trimtab.studies.settings import Settings
 from trimtab.studies.store import Store
 from trimtab.studies.study import Study
+from trimtab.tasks.files import load_task, save_task
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.from_regex(r"[0-9a-f_.:e+-]{1,10}", fullmatch=True)
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +110,82 @@ def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
     for name in ("missing.csv", "tasks/missing"):
         with pytest.raises(StudyError, match=f"there is no file {name}"):
             Study(Settings.of(task=name), store=Store(tmp_path / "runs")).run()
+
+
+# What a command line turns texts into
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@given(text=TEXTS, more=TEXTS)
+@example("true", "false")
+@example("1", "1984")
+@example("1e5", "inf")
+@example("2026-01-01", "07:32:00")
+@example("9" * 5000, "\x7f")
+def test_texts_are_read_as_they_were_written(text, more):
+    assert _plain(_written(text)) == text
+    assert _plain(_written((text, more))) == [text, more]
+    assert parsed([f"instruction={_written(text)}"]) == {"instruction": text}
+    assert parsed([f"poles={_written((text, more))}"]) == {"poles": (text, more)}
+
+
+def test_a_word_that_is_nothing_else_stays_as_it_is():
+    assert _written("logit_diff") == "logit_diff"
+
+
+@pytest.mark.parametrize("own", [{"poles": ("true", "false")}, {"instruction": "1984"}], ids=["poles", "instruction"])
+def test_texts_that_look_like_numbers_are_settings_again(own):
+    words = shlex.split(command(Settings.of(task="truth", **own)))
+    assert Settings.of(task="truth", **parsed([words[words.index("--set") + 1]])) == Settings.of(task="truth", **own)
+
+
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_of_a_task_file_runs_from_anywhere(model, tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    with (here / "reviews.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["kind", "good", "negative", "question"])
+        rows.writerows([e.group, e.positive, e.negative, e.question] for e in contrast().examples)
+    own = {"mapping": {"positive": "good", "group": "kind"}, "every": {"answers": "w10", "distractors": "w12"}}
+    settings = Settings.of(**{**SMALL, **own, "task": "reviews.csv", "model": str(model)})
+    made = Study(settings, store=Store(tmp_path / "runs")).run()
+    found = findings(made.folder)
+    words = shlex.split(found.command)
+    assert words[2] == str(here / "reviews.csv")
+    assert f"trimtab.study({json.dumps(words[2])}" in found.python
+    monkeypatch.chdir(there)
+    again = shlex.split(findings(made.folder).command)
+    assert again[2] == str(made.folder.path / "task.jsonl"), (
+        "of a file that is not found from here, what was read of it"
+    )
+    for each in (words, again):
+        assert document(call(*each[1:], "--dry-run", "--json"))["plan"]["examples"] == found.examples
+
+
+def test_a_built_in_task_is_named_also_where_a_folder_bears_its_name(tmp_path):
+    (tmp_path / "truth").mkdir()
+    assert command(Settings.of(task="truth")) == "trimtab run truth"
+
+
+def test_a_file_longer_than_is_read_unless_asked_for_is_done_again(model, tmp_path, monkeypatch):
+    path, store = tmp_path / "long.jsonl", Store(tmp_path / "my runs")
+    save_task(contrast(), path)
+    monkeypatch.setitem(inspect.unwrap(load_task).__kwdefaults__, "most", 10)
+    monkeypatch.setattr("trimtab.studies.findings.MOST", 10)
+    settings = Settings.of(**{**SMALL, "task": str(path), "model": str(model), "most": 60})
+    first = Study(settings, store=store).run().folder
+    assert "most=60" in shlex.split(findings(first).command)
+    said = document(call("runs", "reproduce", first.path.name, "--store", store.root, "--json"))
+    assert all(said["same"].values())
+    found = findings(store.find(said["again"]))
+    words = shlex.split(found.command)
+    assert words[2].endswith("task.jsonl")
+    assert "most=52" in words
+    assert "most=52" in found.python
+    assert document(call(*words[1:], "--dry-run", "--json"))["plan"]["examples"] == found.examples

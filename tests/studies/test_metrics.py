@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+import trimtab
 from tests.model.tinies import fresh
 from tests.studies.small import contrast, counterfactual, study
 from trimtab.errors import EditError, SiteError, StudyError, TaskError
 from trimtab.locate.methods import methods, unfit
 from trimtab.locate.slopes import does_differentiate
+from trimtab.model.protocols import Readout
 from trimtab.studies.context import Context
 from trimtab.studies.locating import check_gradients
 from trimtab.studies.plan import plan
 from trimtab.studies.settings import Settings
 from trimtab.studies.shuffled import gradients
 from trimtab.studies.study import Study
+from trimtab.tasks.divergence import kl_to_clean
 from trimtab.tasks.means import mean_difference
 from trimtab.tasks.metrics import BY_NAME, NAMES, has_gradient
 from trimtab.values.site import Site
@@ -35,6 +38,10 @@ def test_a_study_of_every_metric_comes_to_a_verdict(metric, tmp_path):
     assert made.folder.state.status == "finished"
     assert made.verdict.outcome in ("found", "not beaten", "not found")
     assert np.isfinite(made.evaluation.outcome.before).all()
+    if made.evaluation.controls:
+        unit = made.evaluation.outcome.unit
+        words = {"nat": "nats", "logit": "logits", "nat/token": "nat/token", "ranks": "ranks", "share": "share"}
+        assert f", in {words.get(unit, unit)}: " in str(made.verdict)
     assert made.evaluation.outcome.metric.startswith("log_likelihood" if metric not in BY_NAME else metric)
 
 
@@ -76,6 +83,19 @@ def test_screens_without_a_gradient_to_read_are_refused_before_anything_is_run(m
         with pytest.raises(StudyError, match=told):
             work()
     assert made.folder is None
+
+
+def test_a_readout_made_for_its_rows_is_refused_before_anything_is_run(tmp_path):
+    """A study reads parts of its task, of which each would get the numbers of other examples."""
+    lm, task = fresh("llama", check=False), counterfactual()
+    near = task.with_(metric=kl_to_clean(lm, task))
+    made = trimtab.study(near, model=lm, store=tmp_path, screens=["magnitude_contrast"])
+    for work in (made.check, made.run, lambda: plan(made)):
+        with pytest.raises(StudyError, match="kl_to_clean was made for 52 examples, and a study parts its task"):
+            work()
+    assert made.folder is None
+    anywhere = Readout(lambda logits, rows: logits[:, -1, 10], name="of any rows")
+    study(tmp_path, task.with_(metric=anywhere)).check()
 
 
 def test_a_metric_of_ones_own_says_that_it_has_no_gradient(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import trimtab
 from tests.model.tinies import fresh
 from tests.studies.small import SMALL, contrast, counterfactual, study
 from trimtab.errors import StudyError
@@ -70,6 +71,13 @@ def test_an_instruction_that_is_given_asks_for_the_side_that_is_steered_to(tmp_p
     lm = fresh("llama", check=False)
     asked = [Study(Settings.of(**given, **more), lm=lm).task.instruction for more in ({}, {"instruction": "w12 w12"})]
     assert asked == ["", "w12 w12"]
+    made = {
+        side: trimtab.study(task(), model=lm, toward=side, instruction="w12 w12") for side in ("positive", "negative")
+    }
+    assert {side: study.task.instruction for side, study in made.items()} == {
+        "positive": "w12 w12",
+        "negative": "w12 w12",
+    }
 
 
 @pytest.mark.parametrize("do", [plan, lambda made: made.run()], ids=["plan", "run"])

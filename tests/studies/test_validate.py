@@ -10,6 +10,7 @@ from trimtab.studies import validate
 from trimtab.studies.context import Context
 from trimtab.tasks.means import mean_difference
 from trimtab.values.edit import Edit, Intervention
+from trimtab.values.findings import Candidate
 from trimtab.values.site import Site
 
 
@@ -31,3 +32,17 @@ def test_the_difference_itself_as_a_random_direction_does_what_patching_does(tmp
     patched = locate.patching(made.lm, task, [place]).array[:, 0]
     assert np.abs(patched).min() > 1e-4
     np.testing.assert_allclose(found, np.tile(patched, (validate.DRAWS, 1)), rtol=1e-4, atol=1e-6)
+
+
+def test_random_places_work_about_as_often_as_the_page_says():
+    """Candidates drawn like their controls do more than the mean of three in a quarter of the cases or so: what is
+    proved of a candidate is that it does something, and not that it stands out among places."""
+    rng, works = np.random.default_rng(0), []
+    groups = tuple(map(str, range(20)))
+    for _ in range(300):
+        places = rng.normal(size=4)[:, None] + rng.normal(size=(4, 20)) / 3
+        candidate = Candidate("L0.resid_post", "resid_post", "by", 1.0, 1)
+        works.append(validate._checked(candidate, places[0], places[1:], groups).works)
+    assert 0.15 < np.mean(works) < 0.45
+    alike = [validate._checked(candidate, noise[0], noise[1:], groups).works for noise in rng.normal(size=(300, 4, 20))]
+    assert np.mean(alike) < 0.05

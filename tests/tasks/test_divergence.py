@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +14,8 @@ import torch
 from tests.model.tinies import lm_of
 from tests.tasks.test_measure import FILMS, PAIRS
 from trimtab import locate
-from trimtab.errors import PromptError, TaskError
+from trimtab.errors import TaskError
+from trimtab.evaluate.effect import effects
 from trimtab.tasks.divergence import kl_to_clean
 from trimtab.tasks.measure import measure
 
@@ -52,9 +58,48 @@ def test_patching_the_whole_last_layer_brings_the_clean_run_back():
 
 def test_it_is_of_these_examples_and_of_one_prompt_each():
     lm = lm_of("llama", torch.float64)
-    near = kl_to_clean(lm, PAIRS)
-    gap = measure(lm, PAIRS.with_(metric=near), "gap")
-    with pytest.raises(PromptError, match="kl_to_clean gap was made for 2 rows, and the prompts have 4 rows"):
-        gap.readout.columns(gap.prompts)
+    near = PAIRS.with_(metric=kl_to_clean(lm, PAIRS))
+    part, told = near.only([1]), "kl_to_clean was made for 2 examples, and these are 1: make it again for this part"
+    for work in (
+        lambda: measure(lm, part, "clean"),
+        lambda: effects(lm, part, [()]),
+        lambda: effects(lm, PAIRS.only([1]), [()], metric=near.metric),
+        lambda: locate.patching(lm, part, "L1.resid_post", spans="end"),
+    ):
+        with pytest.raises(TaskError, match=told):
+            work()
+    with pytest.raises(TaskError, match=r"kl_to_clean was made for 2 examples, and these are 4: .*read one of the two"):
+        measure(lm, near, "gap")
     with pytest.raises(TaskError, match="films has contrast examples, and KL is read against clean prompts"):
         kl_to_clean(lm, FILMS)
+
+
+def test_made_again_for_a_part_it_is_of_that_part():
+    lm = lm_of("llama", torch.float64)
+    part = PAIRS.with_(metric=kl_to_clean(lm, PAIRS)).only([1])
+    again = part.with_(metric=kl_to_clean(lm, part))
+    np.testing.assert_allclose(effects(lm, measure(lm, again, "clean"), [()]).base, [0.0], atol=1e-10)
+    np.testing.assert_allclose(effects(lm, again, [()]).base, [-expected(lm)[1]], rtol=1e-6)
+
+
+def test_it_is_one_metric_in_every_process_and_another_one_of_other_examples():
+    """A digest that went by places in memory would be another one each time, and no stage of a study taken over."""
+    made = """
+import torch
+from tests.model.tinies import lm_of
+from tests.tasks.test_measure import PAIRS
+from trimtab.tasks.divergence import kl_to_clean
+lm = lm_of("llama", torch.float64)
+for task in (PAIRS, PAIRS, PAIRS.only([1, 0])):
+    print(PAIRS.with_(metric=kl_to_clean(lm, task)).digest)
+"""
+    own = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run, root = [sys.executable, "-c", made], Path(__file__).parents[2]
+    runs = [
+        subprocess.Popen(run, cwd=root, env={**own, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE)
+        for seed in ("1", "2")
+    ]
+    (one, again, other), found = (run.communicate()[0].decode().split() for run in runs)
+    assert found == [one, again, other]
+    assert one == again
+    assert one != other

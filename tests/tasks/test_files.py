@@ -44,8 +44,20 @@ def test_counterfactuals_keep_words_and_spans(tmp_path):
     own = {"poles": ("one", "other"), "instruction": "Name it.", "chat": True}
     said = load_task(write(tmp_path / "mine.jsonl", CAPITALS), **own)
     assert {key: getattr(said, key) for key in own} == own
-    with pytest.raises(TaskError, match="poles are the two texts that name the sides"):
-        load_task(CAPITALS, poles=("one",))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"poles": ("one",)}, "poles are the two texts that name the sides, got ('one',)"),
+        ({"poles": "no"}, "poles are the two texts that name the sides, got 'no'"),
+        ({"poles": 2}, "poles are the two texts that name the sides, got 2"),
+        ({"instruction": 1984}, "instruction must be a text, got 1984"),
+        ({"chat": "no"}, "chat must be True or False, got 'no'"),
+    ],
+)
+def test_what_a_task_cannot_be_told_is_refused(wrong, words):
+    assert words in refused(CAPITALS, **wrong)
 
 
 def test_rows_without_a_group_share_one_where_they_share_a_text():
@@ -184,6 +196,7 @@ def test_what_cannot_be_saved(tmp_path):
         ({"task": "t", "chat": "yes"}, "line 1: chat must be true or false"),
         ({"task": "t", "poles": ["a"]}, "line 1: poles are the two texts"),
         ({"task": "t", "about": 3}, "line 1: about must be a text"),
+        ({"task": "t", "instruction": 3}, "line 1: instruction must be a text, got 3"),
     ],
 )
 def test_a_broken_first_line(tmp_path, head, words):

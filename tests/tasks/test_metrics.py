@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -162,6 +163,17 @@ def test_a_readout_is_a_metric_as_it_is():
     own = Readout(lambda logits, rows: logits[:, -1, 0], name="first", differentiable=False)
     assert readout(own, Choice.of([[1]]), Choice.of([[2]])) is own
     assert not has_gradient(own)
+
+
+@pytest.mark.parametrize("of", [{"rows": 2}, {"tokens": torch.tensor([[1], [2]])}])
+def test_a_readout_made_for_its_rows_reads_as_many_examples_and_no_other_number(of):
+    own = Readout(lambda logits, rows: logits[:, -1, 0], name="first", **of)
+    assert readout(own, Choice.of([[1], [1]]), Choice.of([[2], [2]])) is own
+    for n in (1, 3):
+        with pytest.raises(TaskError, match=f"first was made for 2 examples, and these are {n}: make it again"):
+            readout(own, Choice.of([[1]] * n), Choice.of([[2]] * n))
+    assert has_gradient(own)
+    assert not has_gradient(replace(own, differentiable=False))
 
 
 def test_kl_and_whole_texts_say_where_they_belong():

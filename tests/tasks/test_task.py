@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import TaskError
+from trimtab.model.protocols import Readout
 from trimtab.tasks.example import Contrast, Counterfactual
 from trimtab.tasks.task import SHARES, Task
 
@@ -150,3 +156,148 @@ def test_metrics_of_ones_own_are_told_apart_by_what_they_do():
     metrics = [lambda logits, rows: logits[:, -1, 3], lambda logits, rows: logits[:, -1, 4], scaled(1.0), scaled(2.0)]
     assert len({task.with_(metric=metric).digest for metric in metrics}) == 4
     assert task.with_(metric=scaled(2.0)).digest == task.with_(metric=scaled(2.0)).digest
+
+
+@dataclass
+class Weighed:
+    """A metric of one's own that holds a tensor in a field."""
+
+    by: object
+
+    def __call__(self, logits, rows):
+        return logits[:, -1] @ self.by
+
+    def read(self, logits, rows):
+        return self(logits, rows)
+
+
+def closing_over(held):
+    return lambda logits, rows: logits[:, -1] @ held
+
+
+def nested(held):
+    inner = closing_over(held)
+    return lambda logits, rows: -inner(logits, rows)
+
+
+def by_default(held):
+    def function(logits, rows, by=held):
+        return logits[:, -1] @ by
+
+    return function
+
+
+def by_keyword(held):
+    def function(logits, rows, *, by=held):
+        return logits[:, -1] @ by
+
+    return function
+
+
+def weighed_by(held, logits, rows):
+    return logits[:, -1] @ held
+
+
+def linear(held):
+    layer = torch.nn.Linear(len(held), 1, bias=False)
+    layer.weight.data[:] = torch.as_tensor(np.asarray(held))
+    return lambda logits, rows: layer(logits[:, -1])[:, 0]
+
+
+HOLDING = {
+    "a cell": closing_over,
+    "a function in a cell": nested,
+    "a readout": lambda held: Readout(closing_over(held), rows=2),
+    "a readout in a cell": lambda held: nested(Readout(closing_over(held))),
+    "rows of a readout": lambda held: Readout(closing_over(held), rows=2).of_rows([0]),
+    "a default": by_default,
+    "a keyword": by_keyword,
+    "a partial": lambda held: partial(weighed_by, held),
+    "a dataclass": Weighed,
+    "a method": lambda held: Weighed(held).read,
+    "containers": lambda held: closing_over({"a": [(held,)]}),
+    "a module": linear,
+}
+ARRAYS = {
+    "float32": lambda x: x,
+    "bfloat16": lambda x: x.bfloat16(),
+    "gradient": lambda x: x.clone().requires_grad_(),
+    "transposed": lambda x: x.reshape(50, -1).T,
+    "sparse": lambda x: x.to_sparse(),
+    "numpy": lambda x: x.numpy(),
+    "objects": lambda x: x.numpy().astype(object),
+    "pandas": lambda x: pd.Series(x.numpy()),
+}
+
+
+def digest_with(metric):
+    return Task("one", (Counterfactual("a b", "c b", (" d",), (" e",), "g"),), metric=metric).digest
+
+
+def differing(kind="float32"):
+    """Three times 5,000 numbers, whose `repr` is abbreviated: the first two equal, the third not in the middle."""
+    made = [torch.arange(5000.0) for _ in range(3)]
+    made[2][2500] = -1.0
+    return [ARRAYS[kind](x) for x in made]
+
+
+@pytest.mark.parametrize("holds", HOLDING)
+def test_metrics_that_hold_large_tensors_are_told_apart_by_every_number_wherever_they_hold_them(holds):
+    first, same, other = (digest_with(HOLDING[holds](x)) for x in differing())
+    assert first == same
+    assert first != other
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_so_are_those_that_hold_arrays_of_any_kind(kind):
+    first, same, other = (digest_with(closing_over(x)) for x in differing(kind))
+    assert first == same
+    assert first != other
+
+
+def test_tensors_are_told_apart_by_dtype_and_shape_too():
+    zeros = torch.zeros(2000)
+    held = [zeros, zeros.reshape(2, 1000), zeros.to(torch.int32), zeros[:1999], zeros.numpy(), torch.zeros(0)]
+    assert len({digest_with(closing_over(x)) for x in held}) == len(held)
+
+
+def test_what_has_no_order_has_one_digest_however_it_was_filled():
+    for one, other in (({0, 8}, {8, 0}), ({"a": 1, "b": 2}, {"b": 2, "a": 1})):
+        assert list(one) != list(other)
+        assert digest_with(closing_over(one)) == digest_with(closing_over(other))
+
+
+def test_functions_within_functions_are_told_by_their_code_and_not_by_their_place():
+    def made(power):
+        source = f"def metric(logits, rows):\n return sum((lambda z: z**{power})(z) for z in logits[:, -1].T)"
+        names = {}
+        exec(source, names)
+        return names["metric"]
+
+    assert digest_with(made(2)) == digest_with(made(2))
+    assert digest_with(made(2)) != digest_with(made(3))
+
+
+def test_a_metric_that_holds_on_to_itself_has_a_digest():
+    def made(by):
+        def function(logits, rows):
+            return by * logits[:, -1, 0] if len(rows) else function(logits, rows)
+
+        return function
+
+    assert digest_with(made(1)) == digest_with(made(1))
+    assert digest_with(made(1)) != digest_with(made(2))
+
+
+def test_readouts_are_told_apart_by_what_they_read():
+    own = closing_over(torch.arange(3))
+    reads = [{}, {"rows": 2}, {"tokens": torch.arange(3)}, {"ragged": True}, {"unit": "nat"}, {"differentiable": False}]
+    assert len({digest_with(Readout(own, **read)) for read in reads}) == len(reads)
+
+
+@pytest.mark.parametrize("make", [lambda: closing_over([1.0]), lambda: partial(weighed_by, [1.0])])
+def test_a_metric_that_says_that_it_has_no_gradient_is_another_one(make):
+    stepped = make()
+    stepped.differentiable = False
+    assert digest_with(make()) == digest_with(make())
+    assert digest_with(make()) != digest_with(stepped)

@@ -156,7 +156,7 @@ def locate(
 
     `chosen` are its own options as they were written, `words` these as words of a command line.
     """
-    from trimtab.locate.pairing import read_by
+    from trimtab.locate.pairing import COMPARED, read_by
 
     if isinstance(on, OnPrompts):
         check_chat(on.chat, on.system)
@@ -165,7 +165,10 @@ def locate(
     read = read_by(function, values)
     given = on.given(lm, parameter, read) if isinstance(on, OnTask) else on.given(lm, parameter)
     seed = on.data_seed if isinstance(on, OnTask) else 0
-    values |= {o.name: opened(o, values[o.name], lm, given.task, seed, read=read) for o in own if o.name in values}
+    for o in own:
+        if o.name in values:
+            used = "both" if o.name in COMPARED else read
+            values[o.name] = opened(o, values[o.name], lm, given.task, seed, read=used)
     if shown.dry_run:
         plan = planned(lm, name, function, parameter, given, values)
         if shown.as_json:

@@ -130,10 +130,11 @@ def command(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task as a method gets it, and the whole that it was taken from."""
+    """A task as a method gets it, the whole that it was taken from, and which prompts of that are used."""
 
     task: Task
     whole: Task
+    read: Read = "both"
 
 
 def prepared(lm: LM, found: Loaded | Task, part: str, examples: int, seed: int, *, read: Read = "both") -> Prepared:
@@ -148,7 +149,7 @@ def prepared(lm: LM, found: Loaded | Task, part: str, examples: int, seed: int, 
         say(str(fitted))
     whole = fitted.task
     task = part_of(whole, part, seed)
-    return Prepared(task.take(min(examples, len(task)), seed) if examples else task, whole)
+    return Prepared(task.take(min(examples, len(task)), seed) if examples else task, whole, read)
 
 
 def part_of(task: Task, part: str, seed: int) -> Task:
@@ -200,12 +201,17 @@ def value_of(option: Option, given: Any) -> Any:
 
 
 def opened(option: Option, value: Any, lm: LM, task: Prepared | None, seed: int, *, read: Read = "both") -> Any:
-    """What an option's text names: a part of the same task, another task, or a file of ours."""
+    """What an option's text names: a part of the same task, another task, or a file of ours.
+
+    `read` is which prompts of that task are used. Where the task itself was fitted for other ones, its part is fitted
+    again: it still shares no group with the other parts.
+    """
     if not isinstance(value, str) or value in option.choices:
         return value
     if "task" in option.kinds:
         if value in PARTS and task is not None:
-            return part_of(task.whole, value, seed)
+            part = part_of(task.whole, value, seed)
+            return part if read == task.read else prepared(lm, part, "all", 0, seed, read=read).task
         found = read_source(value, None, None, None, None, "utf-8", None)
         return prepared(lm, found, "all", 0, seed, read=read).task
     for kind in option.files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -144,7 +145,7 @@ def _value(key: str, text: str) -> object:
 def _plain(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # no TOML, or an integer of more digits than Python reads
         return text
 
 
@@ -283,7 +284,7 @@ def reproduce(
     if before.status != "finished":
         raise StudyError(f"{first.path.name} is {before.status}: only a finished run can be compared with a new one")
     own = first.path / TASK
-    task = load_task(own) if own.is_file() else None
+    task = load_task(own, most=sys.maxsize) if own.is_file() else None  # however many the study was told to read
     again = Study(Settings.of(**before.settings), task=task, store=kept)
     with listening() as listener:
         again.run(listener, fresh=True)

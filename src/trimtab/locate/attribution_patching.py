@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.locate.pairing import paired_where
 from trimtab.locate.plans import planned_by
 from trimtab.locate.plans_reading import plan_attribution
 from trimtab.locate.slopes import at_once, check_choice, check_gradients, differentiates, entries, place_sums, values
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Direction = Literal["denoise", "noise"]
 
 
+@paired_where(lambda *, source, differences, **_: source is None and differences is None, else_="corrupt")
 @planned_by(plan_attribution)
 @differentiates
 def attribution_patching(

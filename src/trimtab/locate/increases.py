@@ -80,8 +80,9 @@ def _block(
         found = written.onto(_slope(lm, stream, readout))[:, units.cpu()]
         return (found if where.units is not None else found.sum(1, keepdim=True)).numpy()
     out = np.full((len(stream), len(mine)), np.nan)
-    before = _log_prob(lm, stream, readout, torch.arange(len(stream), device=stream.device))
     each = max(1, held(LOGITS) // lm.anatomy.vocab)
+    some = torch.arange(len(stream), device=stream.device).split(each)
+    before = torch.cat([_log_prob(lm, stream[rows], readout, rows) for rows in some])
     for row in range(len(stream)):
         for part in np.array_split(np.flatnonzero(mine), -(-int(mine.sum()) // each)):
             chosen = units[torch.as_tensor(part, device=units.device)] if where.units is not None else units

@@ -8,6 +8,7 @@ be read at a layer does not say that later layers read it there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -36,7 +37,7 @@ from trimtab.model.protocols import Readout
 from trimtab.model.run import Run
 from trimtab.tasks.means import batches
 from trimtab.tasks.measure import Measure, measure
-from trimtab.tasks.metrics import BY_NAME
+from trimtab.tasks.metrics import BY_NAME, counted
 from trimtab.tasks.task import Task
 from trimtab.values.scores import Order, Scores
 from trimtab.values.site import Site
@@ -99,6 +100,7 @@ def logit_lens_scores(
     check_choice("on", on, ON)
     metric = None if quantity in ("metric", *OWN) else quantity
     measured = measure(lm, task, on=on, metric=metric)
+    measured = measured if metric is None else replace(measured, readout=counted(measured.readout))
     where = places(lm, sites, spans, mapped=str(measured.readout.where), alone=str(measured.readout.where))
     kinds = STREAM if lens is not None else (*STREAM, *WRITTEN)
     check_readable([block.with_(at=None) for block in where.blocks], kinds)
@@ -111,15 +113,14 @@ def logit_lens_scores(
 
     def numbers(logits: Tensor, own: Tensor | None, rows: Tensor) -> Tensor:
         if quantity not in OWN:
-            value = measured.readout.value(logits, rows)
-            return -value if quantity == "rank" else value  # here ranks count from 1; the metric is minus the rank
+            return measured.readout.value(logits, rows)
         logp = log_probabilities(logits)
         return cell_numbers(logp.flatten(0, 1), (logp if own is None else own).flatten(0, 1))[quantity]
 
     share = quantity in OWN
     columns = reader.columns(numbers, joint=not share, few=not share, batch_size=batch_size, progress=progress)
     array = where.array(per_example(measured, column[..., 0], mean=share) for column in columns)
-    unit = "nat" if share else "rank" if quantity == "rank" else measured.unit
+    unit = "nat" if share else measured.unit
     options = {"quantity": quantity, "on": on, "lens": None if lens is None else lens.digest}
     order = order_of_metric(measured.readout.name) if quantity == "metric" else order_of(quantity)
     return where.scores(array, lm, task, measured.prompts, "logit_lens_scores", unit, options).with_(order=order)

@@ -14,6 +14,8 @@ from trimtab.tasks.fit import Read
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
+COMPARED = ("source",)
+"""Parameters that take another task, whose two sides are compared whichever prompts of its own a method reads."""
 _MARK = "pairs"
 _READ: dict[object, Read] = {"clean": "clean", "positive": "clean", "corrupt": "corrupt", "negative": "corrupt"}
 
@@ -29,8 +31,10 @@ def alone(method: Method) -> Method:
     return paired_where(lambda **_: False)(method)
 
 
-def paired_where(pairs: Callable[..., bool]) -> Callable[[Method], Method]:
+def paired_where(pairs: Callable[..., bool], else_: Read = "clean") -> Callable[[Method], Method]:
     """Mark a method that reads one prompt of each example but where `pairs(**options)` says that it compares both.
+
+    `else_` is the one that it reads where no option `on` or `side` names it.
 
     >>> @paired_where(lambda *, baseline, **_: baseline == "corrupt")
     ... def method(lm, task, *, baseline="corrupt"): ...
@@ -39,7 +43,7 @@ def paired_where(pairs: Callable[..., bool]) -> Callable[[Method], Method]:
     """
 
     def marked(method: Method) -> Method:
-        setattr(method, _MARK, pairs)
+        setattr(method, _MARK, (pairs, else_))
         return method
 
     return marked
@@ -53,7 +57,8 @@ def read_by(method: Callable[..., Any], given: Mapping[str, Any]) -> Read:
     >>> read_by(ablation, {"on": "corrupt"}), read_by(patching, {})
     ('corrupt', 'both')
     """
-    pairs, options = getattr(method, _MARK, None), settled(method, given)
-    if pairs is None or pairs(**options):
+    mark, options = getattr(method, _MARK, None), settled(method, given)
+    if mark is None:
         return "both"
-    return _READ.get(options.get("on", options.get("side", "clean")), "both")
+    pairs, else_ = mark
+    return "both" if pairs(**options) else _READ.get(options.get("on", options.get("side", else_)), "both")

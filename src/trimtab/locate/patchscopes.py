@@ -9,6 +9,7 @@ forgets its own token; later layers read the source's vector there as if it were
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from trimtab.model.provenance import provenance
 from trimtab.model.tokens import strings
 from trimtab.tasks.means import batches
 from trimtab.tasks.measure import measure
-from trimtab.tasks.metrics import BY_NAME
+from trimtab.tasks.metrics import BY_NAME, counted
 from trimtab.tasks.task import Task
 from trimtab.values.edit import Edit, Ref
 from trimtab.values.patchscope import Patchscope
@@ -154,6 +155,7 @@ def patchscope_scores(
     check_choice("quantity", quantity, tuple(BY_NAME))
     check_choice("on", on, ON)
     measured = measure(lm, task, on=on, metric=quantity)
+    measured = replace(measured, readout=counted(measured.readout))
     where = places(lm, sites, spans, mapped="last", alone="last")
     ends = _ends(lm, [block.with_(at=None) for block in where.blocks], into)
     target_prompts = lm.prompts(target)
@@ -171,16 +173,13 @@ def patchscope_scores(
         readout = measured.readout.of_rows(rows)
         asked = target_prompts.rows([0] * len(rows))
         found = lm.counterfactuals(asked, variants, readout, runs={"source": run}, exact=exact)
-        values[rows] = found.values.double().cpu().numpy().T * (
-            -1.0 if quantity == "rank" else 1.0
-        )  # from 1, not minus
+        values[rows] = found.values.double().cpu().numpy().T
         done += len(rows) * len(variants)
         if progress is not None:
             progress(done, values.size)
     options = {"quantity": quantity, "on": on, "target": target, "target_at": target_at, "into": into}
     array = where.array(measured.per_example(torch.from_numpy(values.T)))
-    unit = "rank" if quantity == "rank" else measured.unit
-    found = where.scores(array, lm, task, measured.prompts, "patchscope_scores", unit, options)
+    found = where.scores(array, lm, task, measured.prompts, "patchscope_scores", measured.unit, options)
     return found.with_(order=order_of(quantity))
 
 

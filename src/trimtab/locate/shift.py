@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from trimtab.locate.pairing import paired_where
 from trimtab.locate.plans import plan_shift, planned_by
 from trimtab.locate.sweep import Exact, Progress, Variants, intervenes, sweep
 from trimtab.locate.units import mean_differences, places
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from trimtab.model.lm import LM, Reads
 
 
+@paired_where(lambda *, source, differences, **_: source is None and differences is None, else_="corrupt")
 @planned_by(plan_shift)
 @intervenes
 def shift(

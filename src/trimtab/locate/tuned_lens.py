@@ -264,19 +264,20 @@ def _judge(
     """Mean held-out divergence (free) as the logit lens and as the tuned lens, and over how many positions."""
     n = len(lens.free)
     totals, count = np.zeros((2, n)), 0
-    size = max(1, AT_ONCE // 2 // lm.anatomy.vocab)
+    size = max(1, AT_ONCE // 2 // lm.anatomy.vocab)  # whatever the limit: pools, so what is drawn, go by it
+    each = max(1, held(AT_ONCE) // 2 // lm.anatomy.vocab)
     plain = torch.zeros_like(lens.weight[:1]), torch.zeros_like(lens.bias[:1])
-    for batch in Positions(lm, prompts, lens.read, size, batch_size, seed).once(check):
-        rows = batch.streams.shape[1]
+    drawn = Positions(lm, prompts, lens.read, size, batch_size, seed).once(check)
+    for streams in (some for batch in drawn for some in batch.streams.split(each, 1)):
         with torch.no_grad():
-            own = log_probabilities(lm.unembed(lm.final(batch.streams[-1].to(lm.dtype))))
+            own = log_probabilities(lm.unembed(lm.final(streams[-1].to(lm.dtype))))
             for i in range(n):
                 for which, (a, b) in enumerate((plain, (lens.weight[i : i + 1], lens.bias[i : i + 1]))):
-                    x = batch.streams[i]
+                    x = streams[i]
                     h = x + x @ a[0].T + b[0]
                     logp = log_probabilities(lm.unembed(lm.final(h.to(lm.dtype))))
                     totals[which, i] += float(cell_numbers(logp, own)["kl"].sum())
-        count += rows
+        count += streams.shape[1]
     return totals[0] / count, totals[1] / count, count
 
 

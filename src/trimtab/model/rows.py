@@ -126,7 +126,9 @@ class RowEdits:
 
     def decide(self) -> None:
         """The prompt has been read to its end behind `look`: what was looked at is decided, and holds."""
-        if not self._pooled:  # as where an expert whose site it reads was given no token
+        # the condition of the first edit that waits lies before that edit, so that every look decides one; were it
+        # otherwise, the prompt would be read for ever
+        if not self._pooled:
             unread = ", ".join(sorted(str(condition.site) for condition in self.waiting))
             self.error = EditError(f"a condition reads {unread}, which was not computed for this prompt")
         self.held |= {condition: met(condition, read) for condition, read in self._pooled.items()}

@@ -53,9 +53,6 @@ from trimtab.values.findings import STAGES, Estimate, Evaluation, Findings, Sear
 OPEN_SAMPLES = 6
 """Continuations that are shown at once; the others stand in a part that can be opened."""
 
-CHANCE = 0.025
-"""The share of candidates no different from random places that are expected to work: one side of a 95 % interval."""
-
 SECTIONS = {
     "verdict": "Verdict",
     "where": "Where",
@@ -117,7 +114,6 @@ def _sites(validation: Validation | None) -> dict[str, Any] | None:
         "how": validation.how,
         "working": len(validation.working),
         "all": len(validation.checks),
-        "chance": fixed(CHANCE * len(validation.checks), 1),
         "examples": counted(validation.examples, "example"),
         "missed": [(c.candidate.site, _known(c.effect, validation.unit)) for c in missed],
         "fraction": share(validation.false_positives),

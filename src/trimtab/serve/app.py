@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -136,7 +137,8 @@ async def _answer(request: Request, body: ChatBody | TextBody) -> Response:
         for name in service.registry.used(body.model, body.steering or []):
             service.metrics.steered.labels(name).inc(len(answers.rows))
         if body.stream:
-            return EventStream(answers.events(), answers.close, service.limits.stalled_seconds)
+            stalled = partial(service.metrics.cut_off, "stalled")
+            return EventStream(answers.events(), answers.close, service.limits.stalled_seconds, stalled)
         reply = await while_connected(request.receive, answers.whole())
     except BaseException:
         answers.close()

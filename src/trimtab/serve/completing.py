@@ -32,6 +32,8 @@ QUIET_SECONDS = 10.0
 """A stream that has had nothing to say for so long says that it is still there."""
 DELTA, LIKELY = 256, 128
 """Bytes of a token that is written and not read, and of one of the likeliest ones that come with it; roughly."""
+KEPT = 700
+"""Bytes of a token with its log-probability, and of one of the likeliest, in a reply that is not whole yet; roughly."""
 SEEDS = 2**63
 _log = logging.getLogger("trimtab.serve")
 
@@ -122,7 +124,7 @@ class Answers:
         self.service, self.body, self.writer = service, body, writer
         self.steered = self.closed = self.cut = False
         self.rows: list[Row] = []
-        self.places = 0
+        self.places = self.size = 0
         self.queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
         self.asked: list[tuple[int, ...]] = []
@@ -159,11 +161,15 @@ class Answers:
                 row.ticket.cancel()
         self.service.unread.set(self, 0)
         self.service.gate.leave(self.places)
-        self.places = 0
+        self.places = self.size = 0
+
+    def unread(self) -> int:
+        """Bytes that are kept for the client; roughly."""
+        return self.size
 
     def cut_off(self) -> None:
-        """What is unread goes, and the answers end: others have no room for what this client leaves."""
-        self.cut = True
+        """What is unread goes, and the answers end: others have no room for what is kept for this client."""
+        self.cut, self.size = True, 0
         self.queue = asyncio.Queue()
         self.queue.put_nowait((0, Delta(None, finish="error")))
         for row in tuple(self.rows):
@@ -177,10 +183,16 @@ class Answers:
     def _take_in(self, index: int, delta: Delta) -> None:
         if not (self.closed or self.cut):
             self.queue.put_nowait((index, delta))
-            self.service.unread.set(self, self.service.unread.of(self) + size_of(delta))
+            self._keep(size_of(delta))
         if delta.finish is not None and self.places:  # however long its client takes to read it
             self.places -= 1
             self.service.gate.leave(1)
+
+    def _keep(self, more: int) -> None:
+        """So many bytes more, or fewer, are kept for the client."""
+        if not (self.closed or self.cut):
+            self.size += more
+            self.service.unread.set(self, self.size)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The stream: openings, pieces, the count where it was asked for, and the end."""
@@ -199,6 +211,8 @@ class Answers:
         """All answers at once."""
         async for _ in self._said():
             pass
+        if self.cut:  # by its last token
+            raise _too_much()
         shown = self.body.shown is not None
         answers = [
             Said(i, row.text, tuple(row.tokens) if shown else None, 0, row.reason) for i, row in enumerate(self.rows)
@@ -222,8 +236,8 @@ class Answers:
                 yield None
                 continue
             if self.cut:
-                raise _too_slow()
-            self.service.unread.set(self, max(0, self.service.unread.of(self) - size_of(delta)))
+                raise _too_slow() if self.body.stream else _too_much()
+            self._keep(-size_of(delta))
             row = self.rows[index]
             if delta.finish in ("error", "cancelled"):
                 raise self._failed(delta)
@@ -246,6 +260,7 @@ class Answers:
         if not self.body.stream:  # what has been told need not be kept
             row.text += delta.text
             row.tokens.extend(tokens or ())
+            self._keep(len(delta.text) + KEPT * sum(1 + len(token.top_logprobs) for token in tokens or ()))
         row.offset += sum(len(token.token) for token in tokens or ())
         return said if delta.text or tokens or row.reason is not None else None
 
@@ -270,6 +285,14 @@ def size_of(delta: Delta) -> int:
 def _too_slow() -> Problem:
     words = "so much was written and left unread that there was no room for others: read faster, or ask for less"
     return Problem(503, words, code="reader_too_slow")
+
+
+def _too_much() -> Problem:
+    words = (
+        "there is no room to keep this reply until it is whole: ask for fewer answers or log-probabilities, or for a "
+        "stream, or send the request again in a moment"
+    )
+    return Problem(503, words, code="server_busy", retry_after=1)
 
 
 def closing() -> Problem:

@@ -42,8 +42,8 @@ class Limits:
     stalled_seconds: float = 60.0
     """For a client to take the next bytes of a stream, or 32 kB of what it has left unread."""
     unread: int = 256_000_000
-    """Bytes, roughly, that are written and not read, of all answers together. Beyond it the reader with most of them is
-    cut off."""
+    """Bytes, roughly, that are kept of all answers together: what is written and not read, and what there is of replies
+    that are sent whole. Beyond it the reader with most of them is cut off."""
 
 
 class Gate:
@@ -72,6 +72,10 @@ class Gate:
 class Reader(Protocol):
     """Who has something to read."""
 
+    def unread(self) -> int:
+        """Bytes that are kept for it now."""
+        ...
+
     def cut_off(self) -> None:
         """Let go of all that is unread."""
         ...
@@ -80,11 +84,12 @@ class Reader(Protocol):
 class Unread:
     """Counts what is written and not read, in bytes, for each reader. Used from one thread, that of the event loop.
 
-    Where it becomes more than `most` together, the reader with most of it is cut off.
+    Where it becomes more than `most` together, the reader with most of it is cut off, and `told` called. Before that
+    all of them are asked what they have now: a connection does not say when it is read.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.total = most, 0
+    def __init__(self, most: int, told: Callable[[], None] = lambda: None) -> None:
+        self.most, self.told, self.total = most, told, 0
         self._sizes: dict[Reader, int] = {}
 
     def set(self, reader: Reader, size: int) -> None:
@@ -92,14 +97,14 @@ class Unread:
         self.total += size - self._sizes.pop(reader, 0)
         if size:
             self._sizes[reader] = size
+        if self.total > self.most:
+            self._sizes = {one: held for one in self._sizes if (held := one.unread())}
+            self.total = sum(self._sizes.values())
         while self.total > self.most:
             slowest = max(self._sizes, key=self._sizes.__getitem__)
             self.total -= self._sizes.pop(slowest)
             slowest.cut_off()
-
-    def of(self, reader: Reader) -> int:
-        """Bytes that this reader has left unread."""
-        return self._sizes.get(reader, 0)
+            self.told()
 
 
 def room_for(connections: int) -> int:

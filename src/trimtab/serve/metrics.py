@@ -6,8 +6,10 @@ registry, so clients cannot make new series.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -19,6 +21,14 @@ if TYPE_CHECKING:
     from trimtab.model.serving import Batcher
 
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+SELDOM = 60.0
+"""Seconds between two warnings of the same words, which clients could otherwise fill a disk with; all are counted."""
+CUT_OFF = {
+    "unread": "a client was cut off: more was kept for all of them than --max-unread, and most of it for this one",
+    "stalled": "a client was cut off: it did not take what was written for it",
+}
+REFUSED = "a connection was closed as it came: there are too many beyond --max-connections"
+_log = logging.getLogger("trimtab.serve")
 
 
 class Metrics:
@@ -38,7 +48,32 @@ class Metrics:
             buckets=FIRST_TOKEN,
             registry=self.registry,
         )
+        self._cut_off = Counter(
+            "trimtab_cut_off", "Clients that were cut off, by why.", ("why",), registry=self.registry
+        )
+        for why in CUT_OFF:
+            self._cut_off.labels(why)  # there from the beginning, at 0
+        self._refused = Counter(
+            "trimtab_connections_refused", "Connections that were closed as they came.", registry=self.registry
+        )
+        self._warned: dict[str, float] = {}
         self.registry.register(_Engine(batcher))
+
+    def cut_off(self, why: Literal["unread", "stalled"]) -> None:
+        """A client was cut off: it had left most unread when there was no more room, or took nothing for too long."""
+        self._cut_off.labels(why).inc()
+        self._warn(CUT_OFF[why])
+
+    def refused(self) -> None:
+        """A connection was closed before anything was said on it."""
+        self._refused.inc()
+        self._warn(REFUSED)
+
+    def _warn(self, words: str) -> None:
+        now = time.monotonic()
+        if now - self._warned.get(words, -SELDOM) >= SELDOM:
+            self._warned[words] = now
+            _log.warning("%s (/metrics counts them; told once a minute at most)", words)
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""

@@ -22,6 +22,7 @@ from trimtab.errors import TrimtabError
 from trimtab.serve.app import application
 from trimtab.serve.limits import MARGIN as SURPLUS
 from trimtab.serve.limits import Limits, Unread
+from trimtab.serve.metrics import Metrics
 from trimtab.serve.problems import Problem
 from trimtab.serve.service import Service
 
@@ -63,7 +64,7 @@ class Server(uvicorn.Server):
         limits = service.limits
         config = uvicorn.Config(
             application(service, lambda: len(self.server_state.connections)),
-            http=_protocol(limits, service.unread),
+            http=_protocol(limits, service.unread, service.metrics),
             ws="none",
             lifespan="on",
             log_level="warning",
@@ -112,32 +113,36 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _protocol(limits: Limits, budget: Unread) -> type[H11Protocol]:
+def _protocol(limits: Limits, budget: Unread, metrics: Metrics) -> type[H11Protocol]:
     """HTTP/1.1 whose connections end where clients are slow or too many, and whose errors have the shape of all others
     here.
 
     Within `body_seconds` of its beginning, and of each answer, the head of a request must be there, whole: bytes of it
     are not enough. A client that has more unread than the transport keeps for it takes `LEAST` of it in
     `stalled_seconds`, or is cut off; what it has unread is part of the budget of all. A connection that comes while
-    there are so many that those beyond the limit cannot be told about it is closed at once.
+    there are so many that those beyond the limit cannot be told about it is closed at once. Both are counted.
     """
     head, stalled, most = limits.body_seconds, limits.stalled_seconds, limits.connections + SURPLUS
 
     class Patient(H11Protocol):
         deadline: asyncio.TimerHandle | None = None
-        unread: asyncio.TimerHandle | None = None
+        reading: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             if len(self.connections) > most:
+                metrics.refused()
                 transport.abort()
                 return
             self._wait_for_a_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._stop(self.deadline, self.unread)
+            self._stop(self.deadline, self.reading)
             budget.set(self, 0)
             super().connection_lost(exc)
+
+        def unread(self) -> int:
+            return self.transport.get_write_buffer_size()
 
         def cut_off(self) -> None:
             self.transport.abort()
@@ -169,7 +174,7 @@ def _protocol(limits: Limits, budget: Unread) -> type[H11Protocol]:
             self._wait_for_a_reader()
 
         def resume_writing(self) -> None:
-            self._stop(self.unread)
+            self._stop(self.reading)
             budget.set(self, 0)
             super().resume_writing()
 
@@ -178,15 +183,21 @@ def _protocol(limits: Limits, budget: Unread) -> type[H11Protocol]:
             self.deadline = self.loop.call_later(head, self._too_late)
 
         def _wait_for_a_reader(self) -> None:
-            unread = self.transport.get_write_buffer_size()
+            unread = self.unread()
             budget.set(self, unread)
-            self.unread = self.loop.call_later(stalled, self._still_unread, unread)
+            self.reading = self.loop.call_later(stalled, self._still_unread, unread)
 
         def _still_unread(self, before: int) -> None:
-            if before - self.transport.get_write_buffer_size() < LEAST:
+            if before - self.unread() < LEAST:
+                if not self._given_up():
+                    metrics.cut_off("stalled")
                 self.transport.abort()
             else:
                 self._wait_for_a_reader()
+
+        def _given_up(self) -> bool:
+            """Whether the stream was broken off already, as its next event was not taken."""
+            return self.transport.is_closing() and self.cycle is not None and not self.cycle.response_complete
 
         def _too_late(self) -> None:
             self.transport.close()

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from trimtab.serve.limits import Gate, Limits, Unread
@@ -44,8 +45,8 @@ class Service:
         self.longest = max(map(len, lm.tokenizer.get_vocab() if lm.tokenizer else ()), default=1)
         """Characters of the longest token."""
         self.gate = Gate(batcher.max_rows + self.limits.waiting)
-        self.unread = Unread(self.limits.unread)
         self.metrics = Metrics(batcher)
+        self.unread = Unread(self.limits.unread, partial(self.metrics.cut_off, "unread"))
         self.created = int(time.time())
         self.closing = False
         self._worker = ThreadPoolExecutor(1, "trimtab-serve")  # one thread: tokenizers are not for several at once

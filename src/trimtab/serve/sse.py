@@ -31,14 +31,14 @@ def event(document: BaseModel | Mapping[str, object]) -> bytes:
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives. Where the client hangs up first, work is cancelled, and ClientDisconnect raised.
+    """What `work` gives. Where the client has hung up, work is cancelled, and ClientDisconnect raised.
 
     The body of the request must have been read before: what comes now can only be the end of the connection.
     """
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(receive))
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        if not working.done() or gone.done():
             raise ClientDisconnect
         return working.result()
     finally:
@@ -55,15 +55,20 @@ async def _hung_up(receive: Receive) -> None:
 class EventStream(Response):
     """A response of events. `close` is called once in the end, however it comes: finished, hung up, cancelled.
 
-    A client that takes no bytes for `patience` seconds is treated as one that hung up.
+    A client that takes no bytes for `patience` seconds is treated as one that hung up, and `stalled` called.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], close: Callable[[], None], patience: float, **headers: str
+        self,
+        events: AsyncGenerator[bytes, None],
+        close: Callable[[], None],
+        patience: float,
+        stalled: Callable[[], None] = lambda: None,
+        **headers: str,
     ) -> None:
-        self.events, self.close, self.patience = events, close, patience
+        self.events, self.close, self.patience, self.stalled = events, close, patience, stalled
         self.status_code, self.background = 200, None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
 
@@ -71,8 +76,10 @@ class EventStream(Response):
         """Send events until there are no more, or nobody reads them."""
         try:
             await while_connected(receive, self._send(send))
-        except (ClientDisconnect, TimeoutError):
+        except ClientDisconnect:
             pass
+        except TimeoutError:
+            self.stalled()
         finally:
             self.close()
 

@@ -123,6 +123,8 @@ def refusal(scaling: Method, **told: object) -> str | None:
             return None
         except TrimtabError as error:
             why = str(error).splitlines()[0]
+        except Exception:  # noqa: BLE001 - another package's, on sites of no model: the call that is meant will say it
+            return None
         else:
             return None
     return why

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from trimtab.errors import FileError
 from trimtab.studies.settings import READING, WORDS, Settings
 from trimtab.studies.store import Store
+from trimtab.tasks import builtin
+from trimtab.tasks.rows import MOST
 from trimtab.values.findings import STAGES, Evaluation, Findings, Screening, Search, Validation, Verdict
 from trimtab.values.provenance import Provenance
 from trimtab.values.saved import Saved
@@ -38,7 +41,7 @@ def findings(folder: RunFolder) -> Findings:
     poles = tuple(about.get("poles", ("positive", "negative")))
     why, path = unwritten(folder), folder.path.absolute()
     store = None if path.parent == Store().root else path.parent
-    own = path / TASK if about.get("brought") else None
+    own = path / TASK if about.get("brought") or _gone(settings.task, path / TASK) else None
     return Findings(
         name=aim(state.name, poles, settings),
         about=about.get("about", ""),
@@ -80,8 +83,8 @@ def unwritten(folder: RunFolder) -> str:
 
 def command(settings: Settings, task: Path | None = None, store: Path | None = None) -> str:
     """The command that does a study again: of the `task` in a file of our own, where it is not the one in the settings,
-    into a `store`, where it is not the default one."""
-    parts = ["trimtab", "run", settings.task if task is None else str(task)]
+    into a `store`, where it is not the default one. A task that is a file is named by its absolute path."""
+    parts = ["trimtab", "run", _placed(settings.task) if task is None else str(task)]
     for name, value in _changed(settings, task).items():
         flag = f"--{name.replace('_', '-')}"
         if name in ("model", "seed", "dtype", "device", "positive", "encoding", "split", "toward"):
@@ -103,7 +106,7 @@ def python(settings: Settings, task: Path | None = None, store: Path | None = No
     """The Python that does a study again, as `command` does."""
     changed = _changed(settings, task) | ({} if store is None else {"store": str(store)})
     given = "".join(f", {name}={value!r}" for name, value in changed.items())
-    name = _quoted(settings.task if task is None else str(task))
+    name = _quoted(_placed(settings.task) if task is None else str(task))
     return f"import trimtab\n\nstudy = trimtab.study({name}{given})\nstudy.run()\nprint(study.verdict)\n"
 
 
@@ -119,29 +122,59 @@ def _reuse(settings: Settings, intervention: Path) -> str:
     )
 
 
+def _placed(task: str) -> str:
+    """A task as it is known from any folder: a built-in one by its name, a file by its absolute path."""
+    return str(Path(task).absolute()) if task not in builtin.names() and Path(task).exists() else task
+
+
+def _gone(task: str, kept: Path) -> bool:
+    """Whether a task file is no longer found, or not from this folder, and the run has kept what was read of it."""
+    return task not in builtin.names() and not Path(task).exists() and kept.is_file()
+
+
 def _quoted(text: str) -> str:
     """A text as Python and JSON both write it, in double quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _changed(settings: Settings, task: Path | None = None) -> dict[str, Any]:
-    """The settings that are not the defaults, or those of a quick study; those of reading a file not with our own."""
+    """The settings that are not the defaults, or those of a quick study; those of reading a file not with our own, but
+    for the number of its rows where these are more than are read unless more are asked for."""
     default = Settings.of(task=settings.task, quick=settings.quick)
     known = {"task"} if task is None else {"task", *READING} - set(WORDS)
-    return {
+    rows = 0 if task is None else _rows(task)
+    changed = {
         name: value
         for name in Settings.model_fields
         if name not in known
         and ((value := getattr(settings, name)) != getattr(default, name) or (name == "quick" and value))
     }
+    return changed | ({"most": rows} if rows > MOST else {})
+
+
+def _rows(kept: Path) -> int:
+    """The rows of a task as `save_task` writes it: all lines but the first, which says what it is."""
+    with kept.open("rb") as file:
+        return sum(1 for _ in file) - 1
 
 
 def _written(value: object) -> str:
-    """A value as `--set` reads it; one with texts that are more than a word in them as TOML, which JSON is here."""
-    texts = [text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)]
-    if isinstance(value, bool) or any(not re.fullmatch(r"[\w.:-]+", text) for text in texts):
-        return json.dumps(value, ensure_ascii=False)
+    """A value as `--set` reads it; texts as TOML, which JSON is here, but for one that is a word and read as such."""
+    texts = isinstance(value, tuple) and any(isinstance(part, str) for part in value)
+    if texts or isinstance(value, bool) or (isinstance(value, str) and not _is_word(value)):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", r"\u007f")  # which TOML wants escaped, JSON not
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _is_word(text: str) -> bool:
+    """Whether a text is a word that TOML takes for nothing else, as it does true, 1984, 1e5 and 2026-01-01."""
+    if not re.fullmatch(r"[\w.:-]+", text):
+        return False
+    try:
+        tomllib.loads(f"value = {text}")
+    except ValueError:
+        return True
+    return False
 
 
 def numbers(evaluation: Evaluation) -> dict[str, float]:

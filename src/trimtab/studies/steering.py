@@ -23,10 +23,10 @@ from trimtab.values.site import Site
 def steerer(name: str) -> Method:
     """A method that a study can use. StudyError for another: why it cannot, or the nearest name."""
     known = methods()
-    fit = {n: m for n, m in known.items() if unfit(m) is None}
     wanted = name.replace("-", "_")
-    if wanted in fit:
-        return fit[wanted]
+    if wanted in known and unfit(known[wanted]) is None:
+        return known[wanted]
+    fit = {n: m for n, m in known.items() if unfit(m) is None}
     there = ", ".join(sorted(fit))
     if wanted not in known:
         raise StudyError(f'steer has no method "{name}"{nearest(wanted, fit)}: there are {there}')

@@ -27,7 +27,7 @@ from trimtab.studies.context import Context, Report
 from trimtab.studies.findings import ABOUT, KINDS, TASK, aim, findings, numbers, provenance, tables
 from trimtab.studies.folder import RunFolder
 from trimtab.studies.locating import check_gradients
-from trimtab.studies.methods import check_methods
+from trimtab.studies.methods import check_methods, check_parts
 from trimtab.studies.settings import READING, WORDS, Settings, read_by
 from trimtab.studies.state import settings_hash
 from trimtab.studies.store import Store
@@ -99,7 +99,8 @@ class Study:
         if self._task is not None:
             named = [f"example {i}" for i in range(len(self._task))]
             refuse_leaks(self._task.examples, named, self._task.name)
-            return self._task
+            told = self.settings.instruction
+            return self._task if told is None else self._task.with_(instruction=told)
         name, reading = self.settings.task, self.settings.reading()
         if name in builtin.names() or not Path(name).exists():
             if Path(name).suffix or "/" in name:
@@ -131,10 +132,11 @@ class Study:
         """Raise what is wrong with the task and the methods named, as far as it is known without the model.
 
         StudyError for a method that does not exist, that no study can use or that needs the gradient of a metric that
-        has none, a file that is not there, or a task that cannot be steered `toward` the side asked for; TaskError for
-        a task that cannot be read.
+        has none, a metric that is a readout made for its rows, a file that is not there, or a task that cannot be
+        steered `toward` the side asked for; TaskError for a task that cannot be read.
         """
         check_methods(self.settings)
+        check_parts(self._aimed.metric)
         check_gradients(self.settings.screens, self._aimed.metric)
 
     @cached_property
@@ -432,7 +434,7 @@ def study(
         settings["model"] = model
     kept = store if isinstance(store, Store) else Store(store)
     if not isinstance(task, str | Path):
-        if given := [name for name in READING if name in settings]:
+        if given := [name for name in READING if name in settings and name != "instruction"]:
             raise StudyError(
                 f"{given[0]} is for task files, and a Task has been read already: give it to load_task"
                 f"{' or task.with_' if given[0] in WORDS else ''}, or give the file's path"

@@ -84,7 +84,13 @@ def _cost(evaluation: Evaluation) -> str:
 
 def _differences(evaluation: Evaluation) -> list[str]:
     parts = [f"{control.name} {_with(control.difference)}" for control in evaluation.controls]
-    return [f"It goes beyond each control by, in {evaluation.outcome.unit}s: {'; '.join(parts)}."] if parts else []
+    unit = _plural(evaluation.outcome.unit)
+    return [f"It goes beyond each control by, in {unit}: {'; '.join(parts)}."] if parts else []
+
+
+def _plural(unit: str) -> str:
+    """A unit in a sentence: "nats", "logits"; of one that is no word for a thing, or already several, as it is."""
+    return f"{unit}s" if unit in ("nat", "logit") else unit
 
 
 def _caveats(evaluation: Evaluation) -> list[str]:

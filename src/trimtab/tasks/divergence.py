@@ -28,7 +28,9 @@ def kl_to_clean(lm: LM, task: Task, batch_size: int = 16) -> Readout:
     log-probabilities (example vocab) are kept.
 
     The readout is made for these examples in this order, on their clean or their corrupt prompts: it is the metric of
-    this task, and neither of a part of it (as a study makes them) nor of the "gap" of both prompts.
+    this task, and neither of a part of it (as a study makes them) nor of the "gap" of both prompts. Those raise
+    TaskError, or StudyError, as they are not as many; as many examples in another order go undetected and give wrong
+    numbers, so make it again for any task that is not this one.
 
     Raises TaskError for a contrast task, which has no clean prompts.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from os import PathLike
@@ -104,9 +104,13 @@ def _loaded(source: Source, wish: Wish) -> Loaded:
             raise TaskError(f'"{key}" is not a field of a task{nearest(key, FIELDS)}: there are {", ".join(FIELDS)}')
     if isinstance(wish.metric, str):
         check_name(wish.metric)
-    poles = None if wish.poles is None else tuple(wish.poles)
+    poles = tuple(wish.poles) if isinstance(wish.poles, Iterable) and not isinstance(wish.poles, str) else wish.poles
     if poles is not None and not _two_texts(poles):
         raise TaskError(f"poles are the two texts that name the sides, got {wish.poles!r}")
+    if wish.instruction is not None and not isinstance(wish.instruction, str):
+        raise TaskError(f"instruction must be a text, got {wish.instruction!r}")
+    if wish.chat is not None and not isinstance(wish.chat, bool):
+        raise TaskError(f"chat must be True or False, got {wish.chat!r}")
     if wish.most < 1:
         raise TaskError(f"most is the number of rows to read, 1 or more, got {wish.most}")
     name, found = units(source, wish)
@@ -237,7 +241,7 @@ def _header(place: Place, row: Values) -> dict[str, Any]:
         if key not in HEADER:
             raise TaskError(f'{place}: "{key}" is no setting of a task{nearest(key, HEADER)}: {", ".join(HEADER)}')
         found[key] = tuple(value) if key == "poles" and isinstance(value, list) else value
-    for key in ("name", "about", "metric", "read", "source"):
+    for key in ("name", "about", "metric", "read", "instruction", "source"):
         if not isinstance(found.get(key, ""), str):
             raise TaskError(f"{place}: {key} must be a text, got {found[key]!r}")
     try:

@@ -8,7 +8,7 @@ more is better: whatever searches takes what raises it. A new metric is a functi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -106,6 +106,13 @@ def accuracy(answers: Choice, distractors: Choice, where: str | Scope = "last") 
     return _of_tokens(function, answers, distractors, where, "accuracy", "share", differentiable=False)
 
 
+def counted(metric: Readout) -> Readout:
+    """What is shown of a metric as a quantity: a rank counts from 1, the metric is minus that; others stay."""
+    if metric.name != rank.__name__:
+        return metric
+    return replace(metric, function=lambda logits, rows: -metric.function(logits, rows), unit="rank")
+
+
 BY_NAME = {f.__name__: f for f in (log_prob_diff, logit_diff, log_prob, prob, prob_diff, log_odds, rank, accuracy)}
 
 
@@ -142,6 +149,8 @@ def has_gradient(metric: Metric) -> bool:
         check_name(metric)
         if metric == SEQUENCE:
             return True
+    if isinstance(metric, Readout):
+        return metric.differentiable
     return readout(metric, Choice.of([[0]]), Choice.of([[1]])).differentiable
 
 
@@ -149,12 +158,22 @@ def readout(metric: Metric, answers: Choice, distractors: Choice) -> Readout:
     """The readout of a metric, given by name, as a function of the last logits (batch pos vocab) and rows (batch) that
     gives (batch), or as a readout, which stays as it is.
 
+    A readout that was made for its rows (`Readout.rows`) is of just these in their order. Their number is compared with
+    that of the rows of `answers`; that other examples, as many, or the same ones in another order are read is not seen.
+
     A function that moves in steps says so by an attribute, `function.differentiable = False`; others count as
     differentiable.
 
-    Raises TaskError for an unknown name, and for the one of whole texts, which has no answers of one token.
+    Raises TaskError for an unknown name, for the one of whole texts, which has no answers of one token, and for a
+    readout made for another number of examples.
     """
     if isinstance(metric, Readout):
+        if metric.rows not in (None, len(answers.ids)):
+            raise TaskError(
+                f"{metric.name} was made for {metric.rows} examples, and these are {len(answers.ids)}: make it again "
+                "for this part of the task (the gap of clean and corrupt prompts has each example twice: read one of "
+                f"the two, or give a metric by name, such as {DEFAULT})"
+            )
         return metric
     if callable(metric):
         return Readout(

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from types import CodeType, FunctionType, MethodType
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from trimtab.errors import TaskError
-from trimtab.model.protocols import Readout
 from trimtab.tasks.example import Contrast, Counterfactual, Example
 from trimtab.tasks.metrics import DEFAULT, Metric, name_of
 from trimtab.values.content import Content
@@ -41,11 +44,11 @@ class Task(Content):
     """Examples of one shape, and what is measured.
 
     `metric` is a name of `tasks.metrics`, a function of logits (batch pos vocab) and rows (batch) that gives (batch),
-    or a `Readout`; of each more is better. A function without a gradient has the attribute `differentiable = False`.
-    `about` says in a sentence what the task is; `poles` are words for its two sides (positive or clean first). `chat`
-    puts prompts, questions and texts with a system prompt into the model's chat template, with `system` as the system
-    prompt of questions. `read` is the scope over which activations of contrast texts are averaged ("text": all its
-    tokens but a row's very first, which draws attention whatever it says; "last").
+    or a `Readout`, which may be for just so many examples; of each more is better. A function without a gradient has
+    the attribute `differentiable = False`. `about` says in a sentence what the task is; `poles` are words for its two
+    sides (positive or clean first). `chat` puts prompts, questions and texts with a system prompt into the model's chat
+    template, with `system` as the system prompt of questions. `read` is the scope over which activations of contrast
+    texts are averaged ("text": all its tokens but a row's very first, which draws attention whatever it says; "last").
 
     `instruction` asks for the positive side in words, the prompt-only baseline: it goes before a question, before both
     prompts of a counterfactual example, or into the system prompt of a chat.
@@ -167,27 +170,54 @@ class Task(Content):
         return f"<Task {self.name}: {len(self)} {self.shape} examples in {groups} groups, {name_of(self.metric)}>"
 
 
-def _told(function: Callable[..., object] | Readout) -> str:
-    """A function by what it does: its name, its code and what that holds on to. Two that differ in any of these are
-    never taken for one; what can only be told by its place in memory is another one in every process. Of a readout,
-    what it reads as well."""
-    if isinstance(function, Readout):
-        tokens = None if function.tokens is None else function.tokens.tolist()
-        reads = (str(function.where), tokens, function.rows, function.name, function.unit)
-        return f"{_told(function.function)} {reads!r} {_gradient(function)}".rstrip()
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return repr(function)
-    held = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
-    whole = (
-        function.__qualname__,
-        code.co_code.hex(),
-        repr(code.co_consts),
-        code.co_names,
-        held,
-        repr(function.__defaults__),
-    )
-    return f"{function.__qualname__} {hashlib.sha256(repr(whole).encode()).hexdigest()} {_gradient(function)}".rstrip()
+def _told(metric: Metric) -> str:
+    """A metric by what it does: a function by its name, its code and what that holds on to, a readout by what it reads
+    as well. Two that differ in any of these are never taken for one; what can only be told by its place in memory is
+    another one in every process."""
+    held = hashlib.sha256(repr(_plain(metric)).encode()).hexdigest()
+    return f"{name_of(metric)} {held} {_gradient(metric)}".rstrip()
+
+
+def _plain(value: object, within: tuple[int, ...] = ()) -> object:
+    """What a metric is made of, as tuples and words whose `repr` leaves nothing out: tensors and arrays by dtype, shape
+    and bytes. `within` are the ids of what `value` stands in, for what holds on to itself."""
+    if id(value) in within:
+        return "itself", len(within) - within.index(id(value))
+
+    def all_of(*parts: object) -> tuple[object, ...]:
+        return tuple(_plain(part, (*within, id(value))) for part in parts)
+
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, Tensor):
+        flat = value.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        held = hashlib.sha256(flat.view(torch.uint8).numpy().tobytes())
+        return kind, str(value.dtype), tuple(value.shape), held.hexdigest()
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            return kind, value.shape, all_of(*value.ravel())
+        return kind, value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    if hasattr(type(value), "__array__"):  # a table, whose `repr` leaves rows out
+        return kind, repr(value), all_of(np.asarray(value))
+    if isinstance(value, nn.Module):
+        return kind, repr(value), all_of(*value.named_parameters(), *value.named_buffers())
+    if is_dataclass(value) and not isinstance(value, type):
+        return kind, all_of(*((field.name, getattr(value, field.name, None)) for field in fields(value)))
+    if isinstance(value, Mapping):
+        return kind, sorted(map(repr, all_of(*value.items())))
+    if isinstance(value, set | frozenset):
+        return kind, sorted(map(repr, all_of(*value)))
+    if isinstance(value, list | tuple):
+        return kind, all_of(*value)
+    if isinstance(value, partial):
+        return kind, all_of(value.func, value.args, value.keywords)
+    if isinstance(value, MethodType):
+        return kind, all_of(value.__func__, value.__self__)
+    if isinstance(value, CodeType):
+        return value.co_code.hex(), all_of(value.co_consts), value.co_names
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return value.__qualname__, all_of(value.__code__, cells, value.__defaults__, value.__kwdefaults__)
+    return repr(value)
 
 
 def _gradient(metric: object) -> str:
