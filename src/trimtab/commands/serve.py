@@ -53,7 +53,10 @@ def serve(
     max_body: Annotated[int, typer.Option(min=1000, help="Bytes of one request.")] = 1_000_000,
     max_connections: Annotated[int, typer.Option(min=1, help="Open connections.")] = 1000,
     max_unread: Annotated[
-        int, typer.Option(min=1_000_000, help="Bytes of all answers together that are written and not read.")
+        int,
+        typer.Option(
+            min=1_000_000, help="Bytes of all answers together that are written and not read, or not whole yet."
+        ),
     ] = 256_000_000,
     grace: Annotated[float, typer.Option(min=0, help="Seconds for streams to finish after SIGTERM.")] = 20.0,
     any_model: Annotated[
